@@ -1,0 +1,246 @@
+//! The ioctl table: no row, no ioctl.
+//!
+//! A command that has no row is answered `ENOTTY` and nothing of it reaches a device, so a struct whose pointers
+//! we do not know can never make the kernel follow a client's pointer inside the daemon.
+
+mod v4l2;
+
+use crate::Errno;
+use crate::ioc::{Command, Direction};
+
+pub use v4l2::ROWS as V4L2;
+
+/// What becomes of an ioctl.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// The real device gets the same bytes and answers.
+    Pass,
+    /// As `Pass`, but the driver checks `CAP_SYS_ADMIN` and would see the daemon's: only for a client that has it.
+    Privileged,
+    /// The queue core decides.
+    Queue(QueueOp),
+    /// As `Pass`, and waits where the client's file is blocking.
+    Dqevent,
+    /// Answered so, unless the real device does not know the ioctl at all (then `ENOTTY`).
+    Refuse(Errno),
+}
+
+/// The ioctls of a buffer queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueOp {
+    /// `VIDIOC_REQBUFS`
+    Reqbufs,
+    /// `VIDIOC_QUERYBUF`
+    Querybuf,
+    /// `VIDIOC_QBUF`
+    Qbuf,
+    /// `VIDIOC_DQBUF`
+    Dqbuf,
+    /// `VIDIOC_STREAMON`
+    Streamon,
+    /// `VIDIOC_STREAMOFF`
+    Streamoff,
+    /// `VIDIOC_CREATE_BUFS`
+    CreateBufs,
+    /// `VIDIOC_PREPARE_BUF`
+    PrepareBuf,
+}
+
+/// Bytes of a struct that hold a client's pointer (or count what it points to).
+///
+/// They are zeroed before the kernel sees the struct: it would follow them in the daemon's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pointer {
+    /// Only where the struct's first `u32` is one of these; empty: always.
+    pub when_type: &'static [u32],
+    /// Byte offset in the 64-bit struct.
+    pub offset: usize,
+    /// Bytes.
+    pub len: usize,
+}
+
+/// One ioctl that a client may call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Name in `linux/videodev2.h`.
+    pub name: &'static str,
+    /// Number of the 64-bit ABI. The number holds the size, so another layout has another number and no row.
+    pub command: Command,
+    /// What becomes of it.
+    pub policy: Policy,
+    /// `INFO_FL_ALWAYS_COPY` (v4l2-ioctl.c): the argument is copied back also when the call fails.
+    pub always_copy: bool,
+    /// Pointers to keep from the kernel.
+    pub pointers: &'static [Pointer],
+    /// The number of the ioctl by which a device can be asked, without consequences, whether it knows this one:
+    /// an argument of all ones is refused, or nothing is given at all (`_IOR`).
+    pub probe: Option<u8>,
+}
+
+impl Row {
+    const fn new(name: &'static str, direction: Direction, number: u8, size: u16, policy: Policy) -> Self {
+        Self {
+            name,
+            command: Command::new(direction, b'V', number, size),
+            policy,
+            always_copy: false,
+            pointers: &[],
+            probe: match policy {
+                Policy::Queue(_) | Policy::Refuse(_) => Some(number),
+                _ => None,
+            },
+        }
+    }
+
+    const fn always_copy(mut self) -> Self {
+        self.always_copy = true;
+        self
+    }
+
+    const fn pointers(mut self, pointers: &'static [Pointer]) -> Self {
+        self.pointers = pointers;
+        self
+    }
+
+    const fn probe(mut self, number: u8) -> Self {
+        self.probe = Some(number);
+        self
+    }
+
+    /// Zeroes what would be a pointer in `argument`, the struct of this row.
+    pub fn scrub(&self, argument: &mut [u8]) {
+        let kind = argument.first_chunk::<4>().map(|raw| u32::from_ne_bytes(*raw));
+        for pointer in self.pointers {
+            let applies =
+                pointer.when_type.is_empty() || kind.is_some_and(|kind| pointer.when_type.contains(&kind));
+            if applies && let Some(bytes) = argument.get_mut(pointer.offset..pointer.offset + pointer.len) {
+                bytes.fill(0);
+            }
+        }
+    }
+}
+
+/// The row of `command`, if a client may call it.
+#[must_use]
+pub fn lookup(command: Command) -> Option<&'static Row> {
+    let at = V4L2
+        .binary_search_by_key(&command.number(), |row| row.command.number())
+        .ok()?;
+    Some(&V4L2[at]).filter(|row| row.command == command)
+}
+
+/// The row with `number`.
+///
+/// # Panics
+/// There is none: only for numbers known to be in the table.
+#[must_use]
+pub fn row(number: u8) -> &'static Row {
+    let at = V4L2.binary_search_by_key(&number, |row| row.command.number());
+    &V4L2[at.expect("the number is one of the table")]
+}
+
+/// The row of a queue ioctl.
+#[must_use]
+pub fn queue_row(op: QueueOp) -> &'static Row {
+    row(match op {
+        QueueOp::Reqbufs => 8,
+        QueueOp::Querybuf => 9,
+        QueueOp::Qbuf => 15,
+        QueueOp::Dqbuf => 17,
+        QueueOp::Streamon => 18,
+        QueueOp::Streamoff => 19,
+        QueueOp::CreateBufs => 92,
+        QueueOp::PrepareBuf => 93,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Policy, V4L2, lookup};
+    use crate::ioc::Command;
+    use proptest::prelude::*;
+
+    #[test]
+    fn rows_ascend_by_number_as_the_lookup_needs() {
+        assert!(
+            V4L2.windows(2)
+                .all(|pair| pair[0].command.number() < pair[1].command.number())
+        );
+    }
+
+    #[test]
+    fn every_row_is_found_by_its_own_command() {
+        for row in V4L2 {
+            assert_eq!(lookup(row.command), Some(row));
+        }
+    }
+
+    #[test]
+    fn overlay_window_pointers_are_scrubbed_and_pixel_formats_left_alone() {
+        let row = V4L2
+            .iter()
+            .find(|row| row.name == "VIDIOC_G_FMT")
+            .expect("in the table");
+        let mut overlay = vec![0xaa; 208];
+        overlay[..4].copy_from_slice(&3u32.to_ne_bytes());
+        row.scrub(&mut overlay);
+        assert!(
+            overlay[32..44]
+                .iter()
+                .chain(&overlay[48..56])
+                .all(|byte| *byte == 0)
+        );
+        assert_eq!(overlay[31], 0xaa);
+
+        let mut capture = vec![0xaa; 208];
+        capture[..4].copy_from_slice(&1u32.to_ne_bytes());
+        row.scrub(&mut capture);
+        assert!(capture[4..].iter().all(|byte| *byte == 0xaa));
+    }
+
+    #[test]
+    fn a_row_with_a_pointer_is_never_longer_than_its_struct() {
+        for row in V4L2 {
+            for pointer in row.pointers {
+                assert!(pointer.offset + pointer.len <= row.command.size(), "{}", row.name);
+            }
+        }
+    }
+
+    #[test]
+    fn every_queue_ioctl_has_its_row_and_probes_are_rows() {
+        for row in V4L2 {
+            if let Policy::Queue(op) = row.policy {
+                assert_eq!(super::queue_row(op), row);
+            }
+            if let Some(number) = row.probe {
+                assert_eq!(super::row(number).command.number(), number);
+            }
+        }
+    }
+
+    #[test]
+    fn expbuf_is_refused_because_cuse_cannot_return_an_fd() {
+        let row = V4L2
+            .iter()
+            .find(|row| row.name == "VIDIOC_EXPBUF")
+            .expect("in the table");
+        assert_eq!(row.policy, Policy::Refuse(crate::Errno::EINVAL));
+    }
+
+    proptest! {
+        /// A number that differs in any bit (size, direction, magic) finds nothing.
+        #[test]
+        fn no_other_number_finds_a_row(raw in any::<u32>()) {
+            let known = V4L2.iter().any(|row| row.command.0 == raw);
+            prop_assert_eq!(lookup(Command(raw)).is_some(), known);
+        }
+
+        #[test]
+        fn one_flipped_bit_finds_no_row_or_another_rows_own(at in 0..V4L2.len(), bit in 0u32..32) {
+            let raw = V4L2[at].command.0 ^ (1 << bit);
+            prop_assert_eq!(lookup(Command(raw)).map(|row| row.command.0).unwrap_or(raw), raw);
+            prop_assert!(lookup(Command(raw)) != Some(&V4L2[at]));
+        }
+    }
+}

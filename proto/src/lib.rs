@@ -1,0 +1,14 @@
+//! Everything about V4L2 that can be said without doing it: the ioctl table, the structs, and the state of a
+//! buffer queue.
+//!
+//! This crate does no I/O, reads no clock and has no `unsafe`. It knows nothing of FUSE, of processes or of how
+//! memory is reached; whoever uses it does the work and tells it what came of it.
+#![forbid(unsafe_code)]
+
+pub mod abi;
+mod errno;
+pub mod ioc;
+pub mod ioctl;
+pub mod queue;
+
+pub use errno::Errno;

@@ -1,0 +1,376 @@
+//! The buffer-queue core: a USERPTR queue as the client sees it, over a DMABUF or MMAP queue as the device has it.
+//!
+//! The core does no I/O. The contract, which the session keeps and the property test plays:
+//!
+//! 1. A client's call is first shown to the core ([`Queue::qbuf`], [`Queue::dqbuf`], ...). An `Err` is the
+//!    answer, the very errno that vb2 gives for these bits in this state. An `Ok` says what to do next.
+//! 2. Then the world is asked (the client's memory, the real device), and what came of it is told to the core
+//!    ([`Queue::acquired`], [`Queue::queued`], [`Queue::dequeued`], ...) *before* the next call is shown. vb2 holds
+//!    the queue's lock for the same span.
+//! 3. The struct that the client gets back is the device's, corrected by [`Queue::reply`].
+//!
+//! The one thing that happens outside the lock is the copy to the client after [`Queue::dequeued`]: by then the
+//! buffer is the client's again, exactly as in vb2, where DQBUF is that point.
+//!
+//! Errnos and their order follow `drivers/media/common/videobuf2/videobuf2-{core,v4l2}.c` of Linux 6.12; what a
+//! driver alone can know (a wrong buffer type, another owner, a fatal error) is left to the device.
+
+mod buffer;
+
+use crate::Errno;
+use crate::abi::v4l2::{
+    V4l2Buffer, V4l2CreateBuffers, V4l2RequestBuffers, buf_cap, buf_flag, buf_type, memory,
+};
+use buffer::{Buffer, State};
+
+/// Names the process whose memory a pointer is in. The core only compares it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClientKey(pub u64);
+
+/// A stretch of a client's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Whose memory.
+    pub client: ClientKey,
+    /// `m.userptr`
+    pub client_addr: u64,
+    /// `length`, in bytes, at least the size that the driver needs.
+    pub length: u32,
+}
+
+/// What a QBUF or PREPARE_BUF needs next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// This file has no buffers: the device knows why that is an error (another owner, file I/O, a wrong type).
+    /// It gets the struct without pointer or fd.
+    AskDevice,
+    /// Look at the client's memory, then [`Queue::acquired`] or [`Queue::acquire_failed`].
+    Acquire(Claim),
+    /// The memory is known: give the buffer to the device.
+    Ready,
+}
+
+/// Where the bytes of a dequeued buffer belong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// The memory that was queued.
+    pub claim: Claim,
+    /// How many bytes, from the start: never more than `claim.length`.
+    pub bytes: u32,
+}
+
+/// The memory that stands behind a buffer on the device's side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// A dma-buf: its fd in this process, its size in bytes.
+    DmaBuf {
+        /// fd
+        fd: i32,
+        /// bytes
+        length: u32,
+    },
+    /// The device's own buffer of the same index.
+    Mmap,
+}
+
+/// The queue of one open file.
+#[derive(Debug, Default)]
+pub struct Queue {
+    buf_type: u32,
+    buffers: Vec<Buffer>,
+    waiting: bool,
+    streaming: bool,
+}
+
+impl Queue {
+    /// A file that has asked for nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Number of buffers.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        u32::try_from(self.buffers.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Has this file no buffers?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.buffers.is_empty()
+    }
+
+    /// Has STREAMON succeeded since the last STREAMOFF?
+    #[must_use]
+    pub fn is_streaming(&self) -> bool {
+        self.streaming
+    }
+
+    /// Type of the buffers; meaningful while there are any.
+    #[must_use]
+    pub fn buf_type(&self) -> u32 {
+        self.buf_type
+    }
+
+    /// Buffers that are with the device or wait in it, done.
+    pub fn queued_buffers(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..)
+            .zip(&self.buffers)
+            .filter(|(_, buffer)| buffer.state == State::Queued)
+            .map(|(index, _)| index)
+    }
+
+    /// The clients whose memory is queued, one entry per buffer.
+    pub fn claims(&self) -> impl Iterator<Item = Claim> + '_ {
+        self.buffers.iter().filter_map(|buffer| buffer.claim())
+    }
+
+    /// `VIDIOC_REQBUFS`. `Ok`: ask the device, then [`Queue::freed`] and [`Queue::allocated`].
+    ///
+    /// # Errors
+    /// `EINVAL` for memory that we do not offer (CUSE can neither mmap nor export) and for a type that we do not
+    /// translate; `EBUSY` while a thread waits in DQBUF (videobuf2-core.c:872).
+    pub fn reqbufs(&self, request: &V4l2RequestBuffers) -> Result<(), Errno> {
+        Self::offered(request.memory, request.buf_type)?;
+        if self.waiting && request.count > 0 {
+            Err(Errno::EBUSY)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// `VIDIOC_CREATE_BUFS`. `Ok`: ask the device, then [`Queue::allocated`] for the new buffers.
+    ///
+    /// # Errors
+    /// As [`Queue::reqbufs`]; `EBUSY` only for the first buffers of the queue (videobuf2-core.c:1065).
+    pub fn create_bufs(&self, request: &V4l2CreateBuffers) -> Result<(), Errno> {
+        Self::offered(request.memory, request.format.buf_type)?;
+        if self.waiting && self.is_empty() && request.count > 0 {
+            Err(Errno::EBUSY)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn offered(wanted: u32, buf_type: u32) -> Result<(), Errno> {
+        if wanted == memory::USERPTR && buf_type::is_single_planar_capture(buf_type) {
+            Ok(())
+        } else {
+            Err(Errno::EINVAL)
+        }
+    }
+
+    /// The device has freed all buffers of this file.
+    pub fn freed(&mut self) {
+        self.buffers.clear();
+        self.streaming = false;
+    }
+
+    /// The device has made a buffer of `buf_type` at the end of the queue that needs `min_length` bytes.
+    pub fn allocated(&mut self, buf_type: u32, min_length: u32) {
+        self.buf_type = buf_type;
+        self.buffers.push(Buffer::new(min_length));
+    }
+
+    /// `VIDIOC_QBUF` by `client`.
+    ///
+    /// # Errors
+    /// `EINVAL`: no such buffer, wrong type or memory, not dequeued, too short. `EBADR`: a request, which we do
+    /// not carry. `ENOMEM`: a range that wraps around.
+    pub fn qbuf(&mut self, buffer: &V4l2Buffer, client: ClientKey) -> Result<Next, Errno> {
+        if self.is_empty() {
+            return Ok(Next::AskDevice);
+        }
+        let entry = self.checked(buffer)?;
+        let wants_request = buffer.flags & buf_flag::REQUEST_FD != 0;
+        if wants_request && entry.state != State::Dequeued {
+            return Err(Errno::EINVAL);
+        }
+        entry.fill(buffer.flags);
+        if wants_request {
+            return Err(Errno::EBADR);
+        }
+        match entry.state {
+            State::Queued => Err(Errno::EINVAL),
+            State::Dequeued if entry.prepared => Ok(Next::Ready),
+            State::Dequeued => entry.prepare(buffer, client),
+        }
+    }
+
+    /// `VIDIOC_PREPARE_BUF` by `client`.
+    ///
+    /// # Errors
+    /// As [`Queue::qbuf`], but a request is `EINVAL`, and so is a buffer that is prepared already.
+    pub fn prepare_buf(&mut self, buffer: &V4l2Buffer, client: ClientKey) -> Result<Next, Errno> {
+        if self.is_empty() {
+            return Ok(Next::AskDevice);
+        }
+        if buffer.flags & buf_flag::REQUEST_FD != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let entry = self.checked(buffer)?;
+        entry.fill(buffer.flags);
+        if entry.state != State::Dequeued || entry.prepared {
+            return Err(Errno::EINVAL);
+        }
+        entry.prepare(buffer, client)
+    }
+
+    /// `vb2_get_buffer` and the checks of type and memory, in vb2's order.
+    fn checked(&mut self, buffer: &V4l2Buffer) -> Result<&mut Buffer, Errno> {
+        let buf_type = self.buf_type;
+        let entry = self.buffers.get_mut(buffer.index as usize).ok_or(Errno::EINVAL)?;
+        if buffer.buf_type == buf_type && buffer.memory == memory::USERPTR {
+            Ok(entry)
+        } else {
+            Err(Errno::EINVAL)
+        }
+    }
+
+    /// The client's memory is good: the claim of [`Next::Acquire`] now belongs to buffer `index`.
+    pub fn acquired(&mut self, index: u32, claim: Claim) {
+        if let Some(entry) = self.buffers.get_mut(index as usize) {
+            entry.acquired(claim);
+        }
+    }
+
+    /// The client's memory is no good; the call is answered with the errno that says why.
+    pub fn acquire_failed(&mut self, index: u32) {
+        if let Some(entry) = self.buffers.get_mut(index as usize) {
+            entry.acquire_failed();
+        }
+    }
+
+    /// The device has taken buffer `index` by QBUF.
+    pub fn queued(&mut self, index: u32) {
+        if let Some(entry) = self.buffers.get_mut(index as usize) {
+            entry.state = State::Queued;
+            entry.prepared = true;
+            entry.given();
+        }
+    }
+
+    /// The device has taken buffer `index` by PREPARE_BUF.
+    pub fn prepared(&mut self, index: u32) {
+        if let Some(entry) = self.buffers.get_mut(index as usize) {
+            entry.prepared = true;
+            entry.given();
+        }
+    }
+
+    /// The device has refused buffer `index`. `flags` is what QUERYBUF says of it now: a driver that refuses to
+    /// start streaming leaves the buffer prepared (videobuf2-core.c:1884), one that refuses the buffer does not.
+    pub fn refused(&mut self, index: u32, flags: u32) {
+        if let Some(entry) = self.buffers.get_mut(index as usize) {
+            if flags & buf_flag::PREPARED != 0 {
+                entry.prepared = true;
+                entry.given();
+            } else {
+                entry.acquire_failed();
+            }
+        }
+    }
+
+    /// `VIDIOC_DQBUF`. `Ok`: ask the device, without waiting.
+    ///
+    /// # Errors
+    /// `EINVAL`: another type than the queue's. `EBUSY`: another thread waits already (videobuf2-core.c:2002).
+    pub fn dqbuf(&self, buffer: &V4l2Buffer) -> Result<(), Errno> {
+        if !self.is_empty() && buffer.buf_type != self.buf_type {
+            Err(Errno::EINVAL)
+        } else if self.waiting {
+            Err(Errno::EBUSY)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// A DQBUF sleeps, or no longer does.
+    pub fn set_waiting(&mut self, waiting: bool) {
+        self.waiting = waiting;
+    }
+
+    /// The device has given back `buffer`. `None`: a buffer that was not with it, which no vb2 driver does.
+    pub fn dequeued(&mut self, buffer: &V4l2Buffer) -> Option<Delivery> {
+        let entry = self.buffers.get_mut(buffer.index as usize)?;
+        let claim = entry.claim().filter(|_| entry.state == State::Queued)?;
+        entry.state = State::Dequeued;
+        entry.prepared = false;
+        Some(Delivery {
+            claim,
+            bytes: buffer.bytesused.min(claim.length),
+        })
+    }
+
+    /// STREAMON has succeeded.
+    pub fn streamon(&mut self) {
+        self.streaming = true;
+    }
+
+    /// STREAMOFF has succeeded: every buffer is the client's again (videobuf2-core.c:2186).
+    pub fn streamoff(&mut self) {
+        self.streaming = false;
+        for entry in &mut self.buffers {
+            entry.state = State::Dequeued;
+            entry.prepared = false;
+        }
+    }
+
+    /// What the device gets for a client's QBUF or PREPARE_BUF: the client's struct, our memory, nothing of the
+    /// client's that the kernel would look up in this process.
+    #[must_use]
+    pub fn for_device(buffer: &V4l2Buffer, backing: Backing) -> V4l2Buffer {
+        let (memory, m, length) = match backing {
+            Backing::DmaBuf { fd, length } => (memory::DMABUF, u64::from(fd.cast_unsigned()), length),
+            Backing::Mmap => (memory::MMAP, 0, 0),
+        };
+        V4l2Buffer {
+            memory,
+            m,
+            length,
+            ..Self::without_references(buffer)
+        }
+    }
+
+    /// A client's struct without pointer, fd or request. A USERPTR queue has no cache hints either
+    /// (`vb2_queue_allows_cache_hints`), whatever the device's MMAP queue would do with them.
+    #[must_use]
+    pub fn without_references(buffer: &V4l2Buffer) -> V4l2Buffer {
+        let dropped = buf_flag::REQUEST_FD | buf_flag::NO_CACHE_CLEAN | buf_flag::NO_CACHE_INVALIDATE;
+        V4l2Buffer {
+            m: 0,
+            request_fd: 0,
+            flags: buffer.flags & !dropped,
+            ..*buffer
+        }
+    }
+
+    /// The device's answer about a buffer of this file as the client must see it: its own pointer and length, and
+    /// nothing of how the device was served.
+    #[must_use]
+    pub fn reply(&self, device: &V4l2Buffer) -> V4l2Buffer {
+        let mut reply = V4l2Buffer {
+            memory: memory::USERPTR,
+            m: 0,
+            flags: device.flags & !buf_flag::MAPPED,
+            request_fd: 0,
+            ..*device
+        };
+        if let Some(entry) = self.buffers.get(device.index as usize) {
+            entry.correct(&mut reply);
+        }
+        reply
+    }
+
+    /// The capabilities of a queue as we serve it: USERPTR always, of the rest only what a client can use here.
+    #[must_use]
+    pub fn capabilities(device: u32) -> u32 {
+        let not_ours = buf_cap::MMAP
+            | buf_cap::DMABUF
+            | buf_cap::REQUESTS
+            | buf_cap::MMAP_CACHE_HINTS
+            | buf_cap::REMOVE_BUFS;
+        (device & !not_ours) | buf_cap::USERPTR
+    }
+}
