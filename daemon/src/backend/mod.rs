@@ -1,0 +1,6 @@
+//! The real devices.
+
+pub mod v4l2;
+mod watch;
+
+pub use watch::{Wanted, Watch};

@@ -1,0 +1,169 @@
+//! A real V4L2 node, opened once for each open of a client, so that priority, ownership, events and controls stay
+//! the driver's.
+//!
+//! Always non-blocking: waiting is ours. It knows nothing of clients.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::poll::PollFlags;
+use v4l2r::ioctl::{Capability, QueryCapError};
+use vidcompat_proto::Errno;
+use vidcompat_proto::abi::v4l2::{V4l2Buffer, V4l2CreateBuffers, V4l2Format, V4l2RequestBuffers, memory};
+use vidcompat_proto::ioctl::{self, QueueOp, Row};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::sys::{self, Mapping};
+
+/// `VIDIOC_G_FMT`
+const G_FMT: u8 = 4;
+
+/// An open real node.
+#[derive(Debug)]
+pub struct RealNode {
+    file: Arc<File>,
+}
+
+impl RealNode {
+    /// Opens `path` with the access mode in `flags` (`O_RDONLY`, `O_WRONLY`, `O_RDWR`).
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn open(path: &Path, flags: libc::c_int) -> io::Result<Self> {
+        let access = flags & libc::O_ACCMODE;
+        let file = OpenOptions::new()
+            .read(access != libc::O_WRONLY)
+            .write(access != libc::O_RDONLY)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)?;
+        Ok(Self { file: Arc::new(file) })
+    }
+
+    /// Who it says it is (`VIDIOC_QUERYCAP`).
+    ///
+    /// # Errors
+    /// `ENOTTY` for what is no V4L2 node.
+    pub fn capability(&self) -> io::Result<Capability> {
+        v4l2r::ioctl::querycap(&*self.file).map_err(|QueryCapError::IoctlError(errno)| errno.into())
+    }
+
+    /// Runs the ioctl of `row` with the bytes of its struct.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn ioctl(&self, row: &Row, argument: &mut [u8]) -> Result<i32, Errno> {
+        sys::ioctl(self, row, argument)
+    }
+
+    fn queue_ioctl<T: FromBytes + IntoBytes + Immutable>(
+        &self,
+        op: QueueOp,
+        argument: &mut T,
+    ) -> Result<(), Errno> {
+        self.ioctl(ioctl::queue_row(op), argument.as_mut_bytes())
+            .map(drop)
+    }
+
+    /// `VIDIOC_REQBUFS`
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn reqbufs(&self, request: &mut V4l2RequestBuffers) -> Result<(), Errno> {
+        self.queue_ioctl(QueueOp::Reqbufs, request)
+    }
+
+    /// `VIDIOC_CREATE_BUFS`
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn create_bufs(&self, request: &mut V4l2CreateBuffers) -> Result<(), Errno> {
+        self.queue_ioctl(QueueOp::CreateBufs, request)
+    }
+
+    /// `VIDIOC_QUERYBUF`, `QBUF`, `DQBUF` or `PREPARE_BUF`.
+    ///
+    /// # Errors
+    /// What the driver says; `EINVAL` for a USERPTR buffer with a pointer, which would be one of ours.
+    pub fn buffer_ioctl(&self, op: QueueOp, buffer: &mut V4l2Buffer) -> Result<(), Errno> {
+        if buffer.memory == memory::USERPTR && buffer.m != 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.queue_ioctl(op, buffer)
+    }
+
+    /// `VIDIOC_STREAMON` or `STREAMOFF`.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn stream(&self, op: QueueOp, buf_type: u32) -> Result<(), Errno> {
+        let mut argument = buf_type;
+        self.queue_ioctl(op, &mut argument)
+    }
+
+    /// `fmt.pix.sizeimage` of `VIDIOC_G_FMT`, in bytes.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn sizeimage(&self, buf_type: u32) -> Result<u32, Errno> {
+        let mut format = V4l2Format {
+            buf_type,
+            padding: 0,
+            fmt: [0; 200],
+        };
+        self.ioctl(ioctl::row(G_FMT), format.as_mut_bytes())?;
+        Ok(format.pix_sizeimage())
+    }
+
+    /// Does the driver know the ioctl of `row` at all? Only for a row that [`Row::probe`] names: it is called with
+    /// a buffer type (register space) that nothing has, which a driver that knows the ioctl refuses before it does
+    /// anything (v4l2-ioctl.c, check_fmt; videobuf2-v4l2.c).
+    pub fn knows(&self, row: &Row) -> bool {
+        let mut argument = vec![0xff; row.command.size()];
+        self.ioctl(row, &mut argument) != Err(Errno::ENOTTY)
+    }
+
+    /// What poll(2) says now. Before the node streams this has side effects that only a client may ask for:
+    /// POLLIN starts read() emulation (KERNEL.md B7).
+    pub fn poll(&self, events: PollFlags) -> PollFlags {
+        sys::poll(self, events)
+    }
+
+    /// read(2)
+    ///
+    /// # Errors
+    /// What the driver says, `EAGAIN` where it would wait.
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&*self.file).read(buffer)
+    }
+
+    /// write(2)
+    ///
+    /// # Errors
+    /// As [`RealNode::read`].
+    pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        (&*self.file).write(bytes)
+    }
+
+    /// The descriptor, for a [`super::Watch`]; the node is closed when both are gone.
+    pub fn descriptor(&self) -> Arc<File> {
+        Arc::clone(&self.file)
+    }
+
+    /// Maps an MMAP buffer: `offset` and `len` are what QUERYBUF says.
+    ///
+    /// # Errors
+    /// What mmap says.
+    pub fn map(&self, offset: u32, len: u32) -> io::Result<Mapping> {
+        Mapping::readable(self, i64::from(offset), len as usize)
+    }
+}
+
+impl AsFd for RealNode {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}

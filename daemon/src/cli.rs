@@ -1,0 +1,112 @@
+//! The command line of vidcompatd, and the log that it asks for.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+/// Serves V4L2 nodes to programs that use USERPTR.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "vidcompatd", version, about)]
+pub struct Options {
+    /// A real V4L2 node to put a side node beside: /dev/videoN gets /dev/video(64+N). May be given several times.
+    #[arg(long = "device", value_name = "PATH", required = true)]
+    pub devices: Vec<PathBuf>,
+
+    /// Most memory that one client may make vidcompatd hold for its buffers; beyond it the client gets ENOMEM.
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
+    pub memory_per_client: u64,
+
+    /// Most memory for the buffers of all clients; a quarter of the machine's unless given.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory_total: Option<u64>,
+
+    /// How log lines look. What is logged is chosen by the environment variable VIDCOMPAT_LOG (tracing's filter
+    /// syntax, e.g. `debug`).
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// A size in bytes, with K, M or G for the binary multiples.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.strip_suffix(['K', 'k']) {
+        Some(digits) => (digits, 10),
+        None => match text.strip_suffix(['M', 'm']) {
+            Some(digits) => (digits, 20),
+            None => match text.strip_suffix(['G', 'g']) {
+                Some(digits) => (digits, 30),
+                None => (text, 0),
+            },
+        },
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| format!("`{text}` is no size such as 1048576, 256M or 2G"))?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| format!("`{text}` is too large"))
+}
+
+impl Options {
+    /// The bound for all clients: as given, or a quarter of `/proc/meminfo`'s MemTotal.
+    #[must_use]
+    pub fn memory_total(&self) -> u64 {
+        self.memory_total.unwrap_or_else(|| {
+            let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+            let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+            let kib: Option<u64> = total.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+            kib.map_or(512 << 20, |kib| kib * 1024 / 4)
+        })
+    }
+}
+
+/// Sends the log to stderr.
+pub fn init_log(format: LogFormat) {
+    let filter =
+        EnvFilter::try_from_env("VIDCOMPAT_LOG").unwrap_or_else(|_| EnvFilter::new("info,dma_heap=warn"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
+    match format {
+        LogFormat::Text => log.without_time().init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Options, parse_size};
+    use clap::{CommandFactory, Parser};
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_binary_multiples_and_nonsense_is_refused() {
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size("64K"), Ok(65536));
+        assert_eq!(parse_size("2g"), Ok(2 << 30));
+        for nonsense in ["", "M", "-1", "1.5G", "99999999999G"] {
+            assert!(parse_size(nonsense).is_err(), "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn a_device_is_required() {
+        assert!(Options::try_parse_from(["vidcompatd"]).is_err());
+        assert!(Options::try_parse_from(["vidcompatd", "--device", "/dev/video0"]).is_ok());
+    }
+}

@@ -1,0 +1,291 @@
+//! A client: the process behind a request. Its identity, its memory, the flags of its file.
+//!
+//! Who calls is known exactly only while the call is unanswered (its thread is blocked in it), so everything that
+//! outlives a call holds the process by pidfd and its *address space* by an open `/proc/PID/mem`: a recycled pid
+//! or an exec is noticed before a byte is written.
+
+mod blocking;
+mod maps;
+mod privilege;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::poll::PollFlags;
+use nix::unistd::Pid;
+use vidcompat_proto::queue::ClientKey;
+
+use crate::sys::{self, Mapping, MemoryFault};
+
+pub use blocking::{CallShape, is_nonblocking};
+pub use privilege::is_admin;
+
+/// One process with one address space.
+#[derive(Debug)]
+pub struct Client {
+    key: ClientKey,
+    process: Pid,
+    pidfd: OwnedFd,
+    /// `/proc/PID/mem`: dead as soon as the address space is, by exit or by exec.
+    mem: File,
+    /// `/proc/PID/maps`, of the same address space.
+    maps: File,
+}
+
+impl Client {
+    /// `tid` is a thread of `process` that is blocked in a request of ours; the first thread may have ended.
+    fn of_process(process: Pid, tid: Pid) -> io::Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let pidfd = rustix::process::pidfd_open(
+            rustix::process::Pid::from_raw(process.as_raw()).ok_or(io::ErrorKind::InvalidInput)?,
+            rustix::process::PidfdFlags::empty(),
+        )?;
+        Ok(Self {
+            key: ClientKey(NEXT.fetch_add(1, Ordering::Relaxed)),
+            process,
+            pidfd,
+            mem: File::open(format!("/proc/{tid}/mem"))?,
+            maps: File::open(format!("/proc/{tid}/maps"))?,
+        })
+    }
+
+    /// Names this process; never used twice.
+    pub fn key(&self) -> ClientKey {
+        self.key
+    }
+
+    /// The process id, as long as the process lives.
+    pub fn process(&self) -> Pid {
+        self.process
+    }
+
+    /// Is it still the same process with the same address space?
+    fn is_alive(&self) -> bool {
+        // Nothing is mapped at address 0, so a live address space answers EIO and a dead one end-of-file
+        // (fs/proc/base.c, mem_rw).
+        sys::poll(self.pidfd.as_fd(), PollFlags::POLLIN).is_empty()
+            && !matches!(self.mem.read_at(&mut [0], 0), Ok(0))
+    }
+
+    /// Can `len` bytes from `client_addr` be written by us on the client's behalf? As `get_user_pages` would say,
+    /// with the exception of device memory, which we cannot reach.
+    ///
+    /// # Errors
+    /// [`MemoryFault::Fault`] where any page is unmapped, read-only or out of reach.
+    pub fn check_writable(&self, client_addr: u64, len: u32) -> Result<(), MemoryFault> {
+        let end = client_addr
+            .checked_add(u64::from(len))
+            .ok_or(MemoryFault::Fault)?;
+        let mut at = client_addr;
+        while at < end {
+            let vma = maps::covering(&self.maps, at)?
+                .filter(|vma| vma.writable)
+                .ok_or(MemoryFault::Fault)?;
+            self.by_any_thread(|tid| sys::read_byte(tid, at))?;
+            at = vma.end;
+        }
+        Ok(())
+    }
+
+    /// Writes the first `len` bytes of `source` to `client_addr`.
+    ///
+    /// # Errors
+    /// See [`MemoryFault`]; nothing was written to any *other* process.
+    pub fn write(&self, source: &Mapping, len: usize, client_addr: u64) -> Result<(), MemoryFault> {
+        if !self.is_alive() {
+            return Err(MemoryFault::Gone);
+        }
+        self.by_any_thread(|tid| sys::write_from(source, len, tid, client_addr))
+    }
+
+    /// Runs `access` for the process; where its first thread has ended before the others, for another thread.
+    fn by_any_thread<T>(&self, access: impl Fn(Pid) -> Result<T, MemoryFault>) -> Result<T, MemoryFault> {
+        match access(self.process) {
+            Err(MemoryFault::Gone) => {
+                let threads = std::fs::read_dir(format!("/proc/{}/task", self.process))
+                    .into_iter()
+                    .flatten();
+                let tids = threads
+                    .flatten()
+                    .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+                tids.map(|tid| access(Pid::from_raw(tid)))
+                    .find(|outcome| !matches!(outcome, Err(MemoryFault::Gone)))
+                    .unwrap_or(Err(MemoryFault::Gone))
+            }
+            outcome => outcome,
+        }
+    }
+}
+
+/// The clients of one session, found by the thread that calls.
+#[derive(Debug, Default)]
+pub struct Clients {
+    processes: Vec<Arc<Client>>,
+    /// Threads other than a process's first, held by their own pidfd so that a recycled thread id is noticed. Stays
+    /// empty on kernels before 6.9, which cannot hold them: there every call looks its process up.
+    threads: Vec<Thread>,
+}
+
+#[derive(Debug)]
+struct Thread {
+    tid: Pid,
+    pidfd: OwnedFd,
+    client: Arc<Client>,
+}
+
+impl Thread {
+    fn is_alive(&self) -> bool {
+        sys::poll(self.pidfd.as_fd(), PollFlags::POLLIN).is_empty() && self.client.is_alive()
+    }
+}
+
+impl Clients {
+    /// The process that thread `tid` belongs to. The thread must be blocked in a request of ours.
+    ///
+    /// # Errors
+    /// `EACCES` where the daemon may not look at that process; `ENOENT` for a thread that we cannot see.
+    pub fn of_thread(&mut self, tid: u32) -> io::Result<Arc<Client>> {
+        let tid = i32::try_from(tid)
+            .map(Pid::from_raw)
+            .map_err(|_| io::ErrorKind::NotFound)?;
+        if tid.as_raw() == 0 {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        if let Some(client) = self.remembered(tid) {
+            return Ok(client);
+        }
+        self.processes.retain(|client| client.is_alive());
+        self.threads.retain(Thread::is_alive);
+        let process = process_of(tid)?;
+        let client = match self.processes.iter().find(|client| client.process == process) {
+            Some(client) => Arc::clone(client),
+            None => Arc::new(Client::of_process(process, tid)?),
+        };
+        if !self.processes.iter().any(|known| Arc::ptr_eq(known, &client)) {
+            self.processes.push(Arc::clone(&client));
+        }
+        if tid != process
+            && let Ok(pidfd) = sys::pidfd_open_thread(tid)
+        {
+            self.threads.push(Thread {
+                tid,
+                pidfd,
+                client: Arc::clone(&client),
+            });
+        }
+        Ok(client)
+    }
+
+    fn remembered(&self, tid: Pid) -> Option<Arc<Client>> {
+        let first = self
+            .processes
+            .iter()
+            .find(|client| client.process == tid && client.is_alive());
+        let other = || {
+            self.threads
+                .iter()
+                .find(|thread| thread.tid == tid && thread.is_alive())
+        };
+        first
+            .cloned()
+            .or_else(|| other().map(|thread| Arc::clone(&thread.client)))
+    }
+}
+
+/// The process (thread group) of a thread, from `/proc/TID/status`.
+fn process_of(tid: Pid) -> io::Result<Pid> {
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status"))?;
+    let tgid = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Tgid:"))
+        .map(str::trim);
+    tgid.and_then(|tgid| tgid.parse().ok())
+        .map(Pid::from_raw)
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Clients;
+    use crate::sys::MemoryFault;
+    use nix::unistd::{getpid, gettid};
+
+    fn addr(bytes: &[u8]) -> u64 {
+        u64::try_from(bytes.as_ptr().addr()).expect("64 bits")
+    }
+
+    #[test]
+    fn threads_of_one_process_are_one_client_and_a_thread_is_remembered() {
+        let mut clients = Clients::default();
+        let first = clients
+            .of_thread(gettid().as_raw().cast_unsigned())
+            .expect("ourselves");
+        let again = clients
+            .of_thread(gettid().as_raw().cast_unsigned())
+            .expect("ourselves");
+        let leader = clients
+            .of_thread(getpid().as_raw().cast_unsigned())
+            .expect("ourselves");
+        assert_eq!((first.key(), first.key()), (again.key(), leader.key()));
+        assert_eq!(first.process(), getpid());
+    }
+
+    #[test]
+    fn another_process_is_another_client_and_one_that_ended_is_noticed() {
+        let mut clients = Clients::default();
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .expect("sleep(1)");
+        let us = clients
+            .of_thread(gettid().as_raw().cast_unsigned())
+            .expect("ourselves");
+        let them = clients.of_thread(child.id()).expect("our child");
+        assert_ne!(us.key(), them.key());
+        assert!(them.is_alive());
+        child.kill().expect("our child");
+        child.wait().expect("our child");
+        assert!(!them.is_alive());
+    }
+
+    #[test]
+    fn an_exec_ends_the_client_although_the_process_goes_on() {
+        let mut clients = Clients::default();
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "read _; exec sleep 60"])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .expect("sh(1)");
+        let before = clients.of_thread(child.id()).expect("our child");
+        std::io::Write::write_all(&mut child.stdin.take().expect("a pipe"), b"\n").expect("a reader");
+        let comm = || std::fs::read_to_string(format!("/proc/{}/comm", child.id())).unwrap_or_default();
+        while comm().trim() != "sleep" {
+            std::thread::yield_now();
+        }
+        assert!(!before.is_alive());
+        assert_ne!(
+            clients.of_thread(child.id()).expect("our child").key(),
+            before.key()
+        );
+        child.kill().expect("our child");
+        child.wait().expect("our child");
+    }
+
+    #[test]
+    fn writable_memory_passes_and_every_hole_is_a_fault() {
+        let mut clients = Clients::default();
+        let us = clients
+            .of_thread(gettid().as_raw().cast_unsigned())
+            .expect("ourselves");
+        let heap = vec![1u8; 3 << 20];
+        assert_eq!(us.check_writable(addr(&heap) + 3, 3 << 19), Ok(()));
+        assert_eq!(us.check_writable(addr(b"read-only"), 4), Err(MemoryFault::Fault));
+        assert_eq!(us.check_writable(0, 4), Err(MemoryFault::Fault));
+        assert_eq!(us.check_writable(u64::MAX - 2, 4), Err(MemoryFault::Fault));
+        assert_eq!(us.check_writable(addr(&heap), u32::MAX), Err(MemoryFault::Fault));
+    }
+}

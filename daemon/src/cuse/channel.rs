@@ -1,0 +1,84 @@
+//! The channel: one open of `/dev/cuse`, whole messages in and out.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use fuser::PollEvents;
+use polyfuse_kernel::{FUSE_NOTIFY_POLL, fuse_notify_poll_wakeup_out, fuse_out_header};
+use zerocopy::IntoBytes;
+
+use super::interrupts::Interrupts;
+
+/// Most bytes in one READ or WRITE: the kernel's `FUSE_DEFAULT_MAX_PAGES_PER_REQ` of 32 pages (fs/fuse/fuse_i.h).
+pub const MAX_IO: u32 = 131_072;
+
+/// The smallest buffer that holds every request: [`MAX_IO`] and the headers (fs/fuse/dev.c:1295), page-rounded.
+pub const READ_BUFFER: usize = 135_168;
+
+/// A connection to the kernel's CUSE driver.
+#[derive(Debug)]
+pub struct Channel {
+    file: File,
+    interrupts: Interrupts,
+}
+
+impl Channel {
+    /// Opens `/dev/cuse`, or what stands in for it.
+    ///
+    /// # Errors
+    /// `ENOENT` where the module is not loaded, `EACCES` for all but root.
+    pub fn open(path: &Path) -> io::Result<Arc<Self>> {
+        Ok(Self::over(
+            OpenOptions::new().read(true).write(true).open(path)?.into(),
+        ))
+    }
+
+    /// A channel over a descriptor that keeps message boundaries.
+    #[must_use]
+    pub fn over(fd: OwnedFd) -> Arc<Self> {
+        Arc::new(Self {
+            file: File::from(fd),
+            interrupts: Interrupts::default(),
+        })
+    }
+
+    /// The interruptible requests of this channel.
+    pub fn interrupts(&self) -> &Interrupts {
+        &self.interrupts
+    }
+
+    /// Reads one request. `buffer` has [`READ_BUFFER`] bytes. 0: the other end is gone.
+    pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&self.file).read(buffer)
+    }
+
+    /// Writes one message.
+    pub(super) fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        // /dev/cuse takes a message whole or not at all.
+        (&self.file).write_vectored(parts).map(drop)
+    }
+
+    /// Wakes whoever polls the file with poll handle `kh` (`FUSE_NOTIFY_POLL`); an unknown handle is harmless.
+    pub fn notify_poll(&self, kh: u64) {
+        let body = fuse_notify_poll_wakeup_out { kh };
+        let len = size_of::<fuse_out_header>() + size_of_val(&body);
+        let header = fuse_out_header {
+            len: u32::try_from(len).unwrap_or(u32::MAX),
+            // Of a notification the kernel reads the code here, positive (fs/fuse/dev.c, fuse_dev_do_write).
+            error: FUSE_NOTIFY_POLL.cast_signed(),
+            unique: 0,
+        };
+        if let Err(error) = self.write(&[IoSlice::new(header.as_bytes()), IoSlice::new(body.as_bytes())]) {
+            tracing::debug!(%error, kh, "poll notification not delivered");
+        }
+    }
+}
+
+/// `events` as FUSE carries them. FUSE has no bit of its own: these are poll(2)'s.
+#[must_use]
+pub fn poll_events(bits: u32) -> PollEvents {
+    PollEvents::from_bits_retain(bits)
+}

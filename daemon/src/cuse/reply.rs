@@ -1,0 +1,188 @@
+//! Answers. A [`Reply`] is the right to answer one request, and the duty: dropped without an answer it says `EIO`.
+
+use std::fmt;
+use std::io::IoSlice;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use fuser::{Errno, PollEvents};
+use polyfuse_kernel::{fuse_ioctl_out, fuse_open_out, fuse_out_header, fuse_poll_out, fuse_write_out};
+use zerocopy::IntoBytes;
+
+use super::channel::Channel;
+
+/// `-ERESTARTSYS`: with a signal pending the kernel restarts the call or returns `EINTR`, as the handler's flags
+/// say; without one the client would see errno 512 (KERNEL.md A2).
+const RESTART: i32 = -512;
+
+/// Marks the answer to an OPEN.
+#[derive(Debug)]
+pub struct ForOpen;
+/// Marks the answer to a RELEASE.
+#[derive(Debug)]
+pub struct ForRelease;
+/// Marks the answer to a READ.
+#[derive(Debug)]
+pub struct ForRead;
+/// Marks the answer to a WRITE.
+#[derive(Debug)]
+pub struct ForWrite;
+/// Marks the answer to an IOCTL.
+#[derive(Debug)]
+pub struct ForIoctl;
+/// Marks the answer to a POLL.
+#[derive(Debug)]
+pub struct ForPoll;
+
+/// The right to answer one request of kind `K`.
+#[must_use]
+pub struct Reply<K> {
+    channel: Arc<Channel>,
+    unique: u64,
+    answered: bool,
+    kind: PhantomData<K>,
+}
+
+impl<K> Reply<K> {
+    pub(super) fn new(channel: &Arc<Channel>, unique: u64) -> Self {
+        Self {
+            channel: Arc::clone(channel),
+            unique,
+            answered: false,
+            kind: PhantomData,
+        }
+    }
+
+    /// The request that this answers.
+    #[must_use]
+    pub fn unique(&self) -> u64 {
+        self.unique
+    }
+
+    /// The channel that the request came from.
+    #[must_use]
+    pub fn channel(&self) -> &Arc<Channel> {
+        &self.channel
+    }
+
+    /// Fails the request. The kernel takes -1 to -511 in the header; `ENOSYS` becomes `EIO` (module comment).
+    pub fn error(mut self, errno: Errno) {
+        self.send_error(errno);
+    }
+
+    fn send_error(&mut self, errno: Errno) {
+        let code = match errno.code() {
+            code @ 1..=511 if code != Errno::ENOSYS.code() => code,
+            _ => Errno::EIO.code(),
+        };
+        self.send(-code, &[]);
+    }
+
+    fn send(&mut self, error: i32, parts: &[&[u8]]) {
+        self.answered = true;
+        let len = size_of::<fuse_out_header>() + parts.iter().map(|part| part.len()).sum::<usize>();
+        let header = fuse_out_header {
+            len: u32::try_from(len).unwrap_or(u32::MAX),
+            error,
+            unique: self.unique,
+        };
+        let first = parts.first().copied().unwrap_or_default();
+        let second = parts.get(1).copied().unwrap_or_default();
+        let message = [
+            IoSlice::new(header.as_bytes()),
+            IoSlice::new(first),
+            IoSlice::new(second),
+        ];
+        if let Err(error) = self.channel.write(&message) {
+            // ENOENT: a fatal signal took the request back. Everything else: the channel is ending.
+            tracing::debug!(unique = self.unique, %error, "answer not taken");
+        }
+    }
+}
+
+impl<K> Drop for Reply<K> {
+    fn drop(&mut self) {
+        if !self.answered {
+            tracing::error!(
+                unique = self.unique,
+                "a request was dropped without an answer: EIO"
+            );
+            self.send_error(Errno::EIO);
+        }
+    }
+}
+
+impl<K> fmt::Debug for Reply<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Reply({})", self.unique)
+    }
+}
+
+impl Reply<ForOpen> {
+    /// The file is open; later requests carry `fh`.
+    pub fn opened(mut self, fh: u64) {
+        let body = fuse_open_out {
+            fh,
+            ..fuse_open_out::default()
+        };
+        self.send(0, &[body.as_bytes()]);
+    }
+}
+
+impl Reply<ForRelease> {
+    /// The file is closed.
+    pub fn released(mut self) {
+        self.send(0, &[]);
+    }
+}
+
+impl Reply<ForRead> {
+    /// `bytes` were read; fewer than asked end the client's call.
+    pub fn data(mut self, bytes: &[u8]) {
+        self.send(0, &[bytes]);
+    }
+}
+
+impl Reply<ForWrite> {
+    /// `count` bytes were written.
+    pub fn written(mut self, count: u32) {
+        let body = fuse_write_out {
+            size: count,
+            ..fuse_write_out::default()
+        };
+        self.send(0, &[body.as_bytes()]);
+    }
+}
+
+impl Reply<ForIoctl> {
+    /// The ioctl returned `result` (negative: `-errno`, any number) and `argument` goes back to the client. At most
+    /// the size in the command's number may go back; the kernel copies it also when `result` is negative.
+    pub fn result(mut self, result: i32, argument: &[u8]) {
+        let body = fuse_ioctl_out {
+            result,
+            ..fuse_ioctl_out::default()
+        };
+        self.send(0, &[body.as_bytes(), argument]);
+    }
+
+    /// The ioctl failed with `errno` (positive), and nothing goes back.
+    pub fn failed(self, errno: i32) {
+        self.result(-errno, &[]);
+    }
+
+    /// The answer to an interrupt: as if the driver had returned `-ERESTARTSYS`.
+    pub fn restart(self) {
+        self.result(RESTART, &[]);
+    }
+}
+
+impl Reply<ForPoll> {
+    /// What is ready.
+    pub fn ready(mut self, events: PollEvents) {
+        let body = fuse_poll_out {
+            revents: events.bits(),
+            ..fuse_poll_out::default()
+        };
+        self.send(0, &[body.as_bytes()]);
+    }
+}

@@ -1,0 +1,3 @@
+//! What clients see: requests of a node turned into calls of sessions.
+
+pub mod video;

@@ -1,0 +1,19 @@
+//! The daemon's process: options, log, exit status.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use vidcompatd::cli::{self, Options};
+use vidcompatd::service;
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    cli::init_log(options.log_format);
+    match service::run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vidcompatd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Memory that a device can fill and we can read: the providers of bounce buffers.
+//!
+//! Which provider serves is decided once per REQBUFS, by trying (`session::allocate`): a driver does not tell whether
+//! it can import what a heap gives. Nothing here knows of clients' addresses or of queues.
+
+mod budget;
+mod heap;
+mod sync;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use vidcompat_proto::queue::Backing;
+
+use crate::sys::{Mapping, SyncDirection};
+
+pub use budget::{Budget, Charge, OverBudget};
+pub use heap::{Heap, HeapError};
+pub use sync::CpuAccess;
+
+/// Who made a buffer, as status and log name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Provider {
+    /// A dma-buf of `/dev/dma_heap/system`, imported by the device: cached memory.
+    DmaHeap,
+    /// The device's own MMAP buffer, where it imports nothing.
+    Exporter,
+}
+
+/// A bounce buffer. It lives as long as anybody holds it: a copy that is under way keeps it past REQBUFS(0).
+#[derive(Debug)]
+pub struct BounceBuffer {
+    mapping: Mapping,
+    dma_buf: Option<OwnedFd>,
+    /// Given back when the memory is.
+    _charge: Charge,
+}
+
+impl BounceBuffer {
+    /// A heap's dma-buf of `mapping.size()` bytes.
+    pub fn from_dma_buf(dma_buf: OwnedFd, mapping: Mapping, charge: Charge) -> Self {
+        Self {
+            mapping,
+            dma_buf: Some(dma_buf),
+            _charge: charge,
+        }
+    }
+
+    /// A device's own buffer. vb2 syncs those itself at QBUF and DQBUF.
+    pub fn from_device(mapping: Mapping, charge: Charge) -> Self {
+        Self {
+            mapping,
+            dma_buf: None,
+            _charge: charge,
+        }
+    }
+
+    /// The buffer as QBUF names it.
+    pub fn backing(&self) -> Backing {
+        match &self.dma_buf {
+            Some(fd) => Backing::DmaBuf {
+                fd: std::os::fd::AsRawFd::as_raw_fd(fd),
+                length: u32::try_from(self.mapping.size()).unwrap_or(u32::MAX),
+            },
+            None => Backing::Mmap,
+        }
+    }
+
+    /// Its dma-buf, if it is one.
+    pub fn dma_buf(&self) -> Option<BorrowedFd<'_>> {
+        self.dma_buf.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The bytes, for as long as the guard lives: what the device wrote before is seen.
+    pub fn read_access(&self) -> CpuAccess<'_> {
+        CpuAccess::begin(&self.mapping, self.dma_buf(), SyncDirection::Read)
+    }
+}

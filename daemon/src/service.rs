@@ -1,0 +1,210 @@
+//! Starting and ending: from the command line to served nodes, and back to nothing.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::cli::Options;
+use crate::cuse::{Channel, InitError, initialize, serve};
+use crate::devices::{SideNode, SideNodeError};
+use crate::frontend::video::VideoNode;
+use crate::memory::{Budget, Heap};
+use crate::session::{Device, DeviceOptions};
+
+const CUSE: &str = "/dev/cuse";
+/// How long the clients' calls may take to end when we do.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Idle threads that serve ready devices end after this.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// Why vidcompatd does not run. Each message is one sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// No CUSE.
+    #[error("{CUSE} cannot be opened ({0}); load the module (`modprobe cuse`) and run vidcompatd as root")]
+    Cuse(#[source] io::Error),
+    /// A device that cannot be served.
+    #[error(transparent)]
+    Device(#[from] SideNodeError),
+    /// The handshake.
+    #[error("{CUSE} does not work: {0}")]
+    Init(#[from] InitError),
+    /// A thread, a runtime, a signal handler.
+    #[error("the system refuses what every program needs: {0}")]
+    System(#[source] io::Error),
+    /// A node ended by itself.
+    #[error(
+        "the node for {0} has ended although nobody asked for it; vidcompatd ends, the real node is untouched"
+    )]
+    Ended(String),
+}
+
+/// One served device.
+struct Served {
+    node: SideNode,
+    front: Arc<VideoNode>,
+    server: JoinHandle<()>,
+    /// Dropped to end the thread that waits for the device.
+    _waiting: oneshot::Sender<()>,
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// See [`ServiceError`]; nodes made so far are gone when this returns.
+pub fn run(options: &Options) -> Result<(), ServiceError> {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(ServiceError::System)?;
+    runtime.block_on(async {
+        // Before the first node: from here on a signal ends us in order.
+        let mut terminate = signal(SignalKind::terminate()).map_err(ServiceError::System)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(ServiceError::System)?;
+        let (report_end, mut ended) = mpsc::unbounded_channel();
+        let device_options = DeviceOptions {
+            heap: heap(),
+            budget: Budget::new(options.memory_total(), options.memory_per_client),
+        };
+        // The real nodes first: what is wrong with one is said before anything was changed.
+        let nodes = options
+            .devices
+            .iter()
+            .map(|path| SideNode::of(path))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut served = Vec::new();
+        let outcome = match start_all(nodes, &device_options, &report_end, &mut served) {
+            Ok(()) => {
+                announce(&served);
+                tokio::select! {
+                    _ = terminate.recv() => Ok(()),
+                    _ = interrupt.recv() => Ok(()),
+                    Some(name) = ended.recv() => Err(ServiceError::Ended(name)),
+                }
+            }
+            Err(error) => Err(error),
+        };
+        end_all(served);
+        outcome
+    })
+}
+
+fn heap() -> Option<Arc<Heap>> {
+    match Heap::system() {
+        Ok(heap) => Some(Arc::new(heap)),
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                "there is no /dev/dma_heap/system: the devices' own buffers serve (a kernel with \
+                 CONFIG_DMABUF_HEAPS_SYSTEM, or access to the heap, would give cached memory)"
+            );
+            None
+        }
+    }
+}
+
+fn start_all(
+    nodes: Vec<SideNode>,
+    options: &DeviceOptions,
+    report_end: &mpsc::UnboundedSender<String>,
+    served: &mut Vec<Served>,
+) -> Result<(), ServiceError> {
+    for node in nodes {
+        served.push(start(node, options.clone(), report_end.clone())?);
+    }
+    Ok(())
+}
+
+fn start(
+    node: SideNode,
+    options: DeviceOptions,
+    report_end: mpsc::UnboundedSender<String>,
+) -> Result<Served, ServiceError> {
+    let channel = Channel::open(Path::new(CUSE)).map_err(ServiceError::Cuse)?;
+    let (handle, waiting) = device_runtime().map_err(ServiceError::System)?;
+    initialize(&channel, &node.spec())?;
+    node.verify()?;
+    let front = VideoNode::new(Device::new(node.real().to_owned(), options, handle));
+    let (handler, name) = (Arc::clone(&front), node.real().display().to_string());
+    let server = thread::Builder::new().name("cuse-reader".into()).spawn(move || {
+        if let Err(error) = serve(channel, handler) {
+            tracing::error!(device = name, %error, "the channel of a node broke");
+        }
+        // Nobody listens any more when the end was asked for.
+        drop(report_end.send(name));
+    });
+    let server = server.map_err(ServiceError::System)?;
+    let served = Served {
+        node,
+        front,
+        server,
+        _waiting: waiting,
+    };
+    if let Err(error) = served.node.copy_access() {
+        end_all(vec![served]);
+        return Err(error.into());
+    }
+    Ok(served)
+}
+
+/// A runtime for one device on a thread of its own: a driver that holds its lock for long delays epoll only there.
+fn device_runtime() -> io::Result<(Handle, oneshot::Sender<()>)> {
+    let runtime: Runtime = Builder::new_current_thread()
+        .enable_io()
+        .thread_keep_alive(KEEP_ALIVE)
+        .build()?;
+    let handle = runtime.handle().clone();
+    let (sender, receiver) = oneshot::channel::<()>();
+    thread::Builder::new()
+        .name("device-ready".into())
+        .spawn(move || {
+            // Ends with the sender: there is nothing to receive.
+            drop(runtime.block_on(receiver));
+            runtime.shutdown_background();
+        })?;
+    Ok((handle, sender))
+}
+
+fn announce(served: &[Served]) {
+    for Served { node, .. } in served {
+        tracing::info!(device = %node.real().display(), node = %node.path().display(), "serving");
+    }
+    // For scripts, also where the log goes elsewhere or is filtered.
+    eprintln!("ready");
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::debug!(%error, "nobody to notify");
+    }
+}
+
+/// Ends every node: whoever waits is answered, the node vanishes, the real one was never touched.
+fn end_all(served: Vec<Served>) {
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Stopping]) {
+        tracing::debug!(%error, "nobody to notify");
+    }
+    for Served { node, front, .. } in &served {
+        front.shut_down();
+        if let Err(error) = node.abort() {
+            tracing::debug!(node = %node.path().display(), %error, "the node is gone already");
+        }
+    }
+    let deadline = std::time::Instant::now() + PATIENCE;
+    for Served { node, server, .. } in served {
+        while !server.is_finished() && std::time::Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
+        if server.is_finished() {
+            tracing::info!(node = %node.path().display(), "ended");
+        } else {
+            tracing::warn!(
+                device = %node.real().display(),
+                "a driver call is still under way; the kernel ends it with the process"
+            );
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! DQBUF: waiting for a buffer, and bringing its bytes to the client that queued it.
+
+use std::sync::Arc;
+
+use vidcompat_proto::Errno;
+use vidcompat_proto::abi::v4l2::{V4l2Buffer, buf_flag};
+use vidcompat_proto::ioctl::{QueueOp, queue_row};
+use vidcompat_proto::queue::{Delivery, Queue};
+use zerocopy::IntoBytes;
+
+use super::{Blocking, BoxedWaiter, Session, State};
+use crate::client::Client;
+use crate::memory::BounceBuffer;
+
+/// A buffer that the device has given back, its bytes not yet with the client.
+struct Dequeued {
+    reply: V4l2Buffer,
+    /// `None`: the driver gave a buffer that it did not have.
+    bytes: Option<(Delivery, Arc<BounceBuffer>, Arc<Client>)>,
+}
+
+impl Session {
+    /// `VIDIOC_DQBUF`: `waiter` is answered now or later.
+    pub fn dequeue(self: &Arc<Self>, argument: &V4l2Buffer, who: Blocking, mut waiter: BoxedWaiter) {
+        if !self.device.knows(&self.node, queue_row(QueueOp::Dqbuf)) {
+            return waiter.answer(Err(Errno::ENOTTY));
+        }
+        let mut nonblocking = None;
+        let outcome = loop {
+            let mut state = self.lock();
+            match (self.try_dequeue(&mut state, argument), nonblocking) {
+                (Err(Errno::EAGAIN), None) => {
+                    // Looking takes a while: not under the lock, and then the device is asked once more.
+                    drop(state);
+                    nonblocking = Some(self.is_nonblocking(who));
+                }
+                (Err(Errno::EAGAIN), Some(false)) => {
+                    if state.ending {
+                        break Err(Errno::ENODEV);
+                    }
+                    let (weak, id) = (Arc::downgrade(self), waiter.id());
+                    let wake = move || {
+                        if let Some(session) = weak.upgrade() {
+                            session.interrupt_dequeuer(id);
+                        }
+                    };
+                    if !waiter.sleep(Box::new(wake)) {
+                        drop(state);
+                        return waiter.restart();
+                    }
+                    state.queue.set_waiting(true);
+                    state.dequeuer = Some(waiter);
+                    let wanted = state.wanted();
+                    drop(state);
+                    self.watch_for(wanted);
+                    // A buffer that came before the watch looked.
+                    self.advance_dequeuer();
+                    return;
+                }
+                (outcome, _) => break outcome,
+            }
+        };
+        self.finish(waiter, outcome);
+    }
+
+    /// Asks the device, without waiting.
+    fn try_dequeue(&self, state: &mut State, argument: &V4l2Buffer) -> Result<Dequeued, Errno> {
+        state.queue.dqbuf(argument)?;
+        let mut device = Queue::without_references(argument);
+        self.node.buffer_ioctl(QueueOp::Dqbuf, &mut device)?;
+        let reply = state.queue.reply(&device);
+        let delivery = state.queue.dequeued(&device);
+        let slot = state.slots.get(device.index as usize);
+        let memory = slot.and_then(|slot| Some((slot.buffer.clone()?, slot.client.clone()?)));
+        Ok(Dequeued {
+            reply,
+            bytes: delivery
+                .zip(memory)
+                .map(|(delivery, (buffer, client))| (delivery, buffer, client)),
+        })
+    }
+
+    fn finish(&self, waiter: BoxedWaiter, outcome: Result<Dequeued, Errno>) {
+        match outcome {
+            Ok(dequeued) => {
+                let reply = self.deliver(dequeued);
+                waiter.answer(Ok(reply.as_bytes()));
+            }
+            Err(errno) => waiter.answer(Err(errno)),
+        }
+    }
+
+    /// Copies the frame. Where it cannot be delivered, because the client's memory has gone since QBUF, the buffer is
+    /// flagged as the API flags damaged data: a driver would have written pages that nobody can see any more.
+    fn deliver(&self, dequeued: Dequeued) -> V4l2Buffer {
+        let Dequeued { mut reply, bytes } = dequeued;
+        let Some((delivery, buffer, client)) = bytes else {
+            tracing::error!(device = %self.device.path().display(), index = reply.index, "the driver gave back a buffer that it did not have");
+            reply.flags |= buf_flag::ERROR;
+            return reply;
+        };
+        let access = buffer.read_access();
+        let written = client.write(
+            access.mapping(),
+            delivery.bytes as usize,
+            delivery.claim.client_addr,
+        );
+        drop(access);
+        if let Err(fault) = written {
+            tracing::info!(
+                device = %self.device.path().display(), pid = %client.process(), index = reply.index, %fault,
+                "a frame could not be delivered to the client; the buffer is flagged as damaged"
+            );
+            reply.flags |= buf_flag::ERROR;
+        }
+        reply
+    }
+
+    /// Serves the sleeping DQBUF if the device has an answer. Was there one?
+    pub(super) fn advance_dequeuer(&self) -> bool {
+        let mut state = self.lock();
+        let Some(waiter) = state.dequeuer.take() else {
+            return false;
+        };
+        state.queue.set_waiting(false);
+        let argument = V4l2Buffer {
+            buf_type: state.queue.buf_type(),
+            ..V4l2Buffer::default()
+        };
+        match self.try_dequeue(&mut state, &argument) {
+            Err(Errno::EAGAIN) => {
+                state.queue.set_waiting(true);
+                state.dequeuer = Some(waiter);
+            }
+            outcome => {
+                drop(state);
+                self.finish(waiter, outcome);
+            }
+        }
+        true
+    }
+
+    fn interrupt_dequeuer(&self, id: u64) {
+        let mut state = self.lock();
+        if state.dequeuer.as_ref().is_some_and(|waiter| waiter.id() == id) {
+            let waiter = state.dequeuer.take();
+            state.queue.set_waiting(false);
+            drop(state);
+            if let Some(waiter) = waiter {
+                waiter.restart();
+            }
+        }
+    }
+}

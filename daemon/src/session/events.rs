@@ -1,0 +1,89 @@
+//! DQEVENT: waiting for a V4L2 event.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use vidcompat_proto::Errno;
+use vidcompat_proto::ioctl::Row;
+
+use super::{Blocking, BoxedWaiter, Session};
+
+/// Those who sleep in DQEVENT, first come first served.
+#[derive(Default)]
+pub(super) struct EventQueue(VecDeque<(&'static Row, BoxedWaiter)>);
+
+impl EventQueue {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = BoxedWaiter> + '_ {
+        self.0.drain(..).map(|(_, waiter)| waiter)
+    }
+}
+
+impl Session {
+    /// `VIDIOC_DQEVENT`, whose row is `row`: `waiter` is answered now or later.
+    pub fn dequeue_event(self: &Arc<Self>, row: &'static Row, who: Blocking, mut waiter: BoxedWaiter) {
+        let mut event = vec![0; row.command.size()];
+        match self.node.ioctl(row, &mut event) {
+            // ENOENT is what a non-blocking file gets when there is none (v4l2-event.c:37).
+            Err(Errno::ENOENT) if !self.is_nonblocking(who) => {
+                let mut state = self.lock();
+                if state.ending {
+                    drop(state);
+                    return waiter.answer(Err(Errno::ENODEV));
+                }
+                let (weak, id) = (Arc::downgrade(self), waiter.id());
+                let wake = move || {
+                    if let Some(session) = weak.upgrade() {
+                        session.interrupt_event(id);
+                    }
+                };
+                if !waiter.sleep(Box::new(wake)) {
+                    drop(state);
+                    return waiter.restart();
+                }
+                state.events.0.push_back((row, waiter));
+                let wanted = state.wanted();
+                drop(state);
+                self.watch_for(wanted);
+                self.advance_events();
+            }
+            outcome => waiter.answer(outcome.map(|_| event.as_slice())),
+        }
+    }
+
+    /// Serves those who sleep in DQEVENT. Was there one?
+    pub(super) fn advance_events(&self) -> bool {
+        let mut any = false;
+        loop {
+            let mut state = self.lock();
+            let Some((row, waiter)) = state.events.0.pop_front() else {
+                return any;
+            };
+            any = true;
+            let mut event = vec![0; row.command.size()];
+            match self.node.ioctl(row, &mut event) {
+                Err(Errno::ENOENT) => {
+                    state.events.0.push_front((row, waiter));
+                    return any;
+                }
+                outcome => {
+                    drop(state);
+                    waiter.answer(outcome.map(|_| event.as_slice()));
+                }
+            }
+        }
+    }
+
+    fn interrupt_event(&self, id: u64) {
+        let mut state = self.lock();
+        let at = state.events.0.iter().position(|(_, waiter)| waiter.id() == id);
+        let waiter = at.and_then(|at| state.events.0.remove(at));
+        drop(state);
+        if let Some((_, waiter)) = waiter {
+            waiter.restart();
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! A session: one open file of one client (or of several, when the file is inherited or passed on).
+//!
+//! It owns the real node that was opened for this file, asks the queue core what a call means, does it, and tells
+//! the core what came of it. It knows neither CUSE nor the shim: whoever waits for an answer is a [`Waiter`].
+//!
+//! Locking: `state` is held for the length of a queue call, as vb2 holds the queue's lock; never while bytes are
+//! copied to a client, whose memory may be slow on purpose.
+
+mod allocate;
+mod buffers;
+mod dequeue;
+mod device;
+mod events;
+mod poll;
+mod read;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vidcompat_proto::Errno;
+use vidcompat_proto::abi::v4l2::{V4l2Buffer, V4l2CreateBuffers, V4l2RequestBuffers};
+use vidcompat_proto::ioctl::{Policy, QueueOp, Row};
+use vidcompat_proto::queue::Queue;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::backend::v4l2::RealNode;
+use crate::backend::{Wanted, Watch};
+use crate::client::{CallShape, Client, Clients, is_admin};
+use crate::memory::BounceBuffer;
+
+use events::EventQueue;
+use poll::PollWait;
+use read::FrameReader;
+
+pub use device::{Device, DeviceOptions};
+
+/// Somebody whose call may have to wait.
+pub trait Waiter: Send {
+    /// Tells this waiter from others, as long as it waits.
+    fn id(&self) -> u64;
+    /// From now on `wake` is called if the call is to end early. `false`: it is to end now.
+    fn sleep(&mut self, wake: Box<dyn FnOnce() + Send>) -> bool;
+    /// The call returns: the bytes that go back, or an errno.
+    fn answer(self: Box<Self>, outcome: Result<&[u8], Errno>);
+    /// The call ends early, as `-ERESTARTSYS` ends it in a driver.
+    fn restart(self: Box<Self>);
+}
+
+/// A waiter on its own: nobody else answers it.
+pub type BoxedWaiter = Box<dyn Waiter>;
+
+/// Who calls, and how: enough to find out whether the file is in non-blocking mode.
+#[derive(Clone, Copy, Debug)]
+pub struct Blocking {
+    /// The calling thread.
+    pub tid: u32,
+    /// Its call.
+    pub call: CallShape,
+}
+
+/// Index by index: the memory that stands behind the client's buffer, and who queued it last.
+#[derive(Debug, Default)]
+struct Slot {
+    buffer: Option<Arc<BounceBuffer>>,
+    client: Option<Arc<Client>>,
+}
+
+#[derive(Default)]
+struct State {
+    queue: Queue,
+    slots: Vec<Slot>,
+    /// The one that sleeps in DQBUF; vb2 allows no second.
+    dequeuer: Option<BoxedWaiter>,
+    events: EventQueue,
+    frames: FrameReader,
+    poll: Option<PollWait>,
+    /// No further call may wait: the node is going away.
+    ending: bool,
+}
+
+/// One open file.
+pub struct Session {
+    device: Arc<Device>,
+    node: RealNode,
+    clients: Mutex<Clients>,
+    state: Mutex<State>,
+    watch: Mutex<Option<Watch>>,
+    /// O_NONBLOCK of the open: what counts where the flag cannot be read.
+    opened_nonblocking: bool,
+}
+
+impl Session {
+    /// Opens the real node with the access mode and O_NONBLOCK of `flags`.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn open(device: &Arc<Device>, flags: libc::c_int) -> Result<Arc<Self>, Errno> {
+        let node = RealNode::open(device.path(), flags).map_err(|error| {
+            // The real node is gone while ours still stands: to the client that is a device without a driver.
+            match error.raw_os_error() {
+                Some(libc::ENOENT) | None => Errno::ENODEV,
+                Some(errno) => Errno::from_raw(errno),
+            }
+        })?;
+        let descriptor = node.descriptor();
+        let session = Arc::new(Self {
+            device: Arc::clone(device),
+            node,
+            clients: Mutex::default(),
+            state: Mutex::default(),
+            watch: Mutex::default(),
+            opened_nonblocking: flags & libc::O_NONBLOCK != 0,
+        });
+        let weak = Arc::downgrade(&session);
+        let watch = Watch::start(device.runtime(), descriptor, move || {
+            if let Some(session) = weak.upgrade() {
+                session.on_ready();
+            }
+        });
+        *session.watch.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
+        Ok(session)
+    }
+
+    /// The last reference to the file is gone: when this returns, the real node is closed (a node that one process
+    /// at a time may open can be opened again). Nobody can be waiting.
+    pub fn close(self: Arc<Self>) {
+        let watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(watch) = watch {
+            watch.stop(self.device.runtime());
+        }
+    }
+
+    /// The node goes away: whoever waits is answered as when a device is unplugged.
+    pub fn shut_down(&self) {
+        let waiters = {
+            let mut state = self.lock();
+            state.ending = true;
+            if let Some(poll) = state.poll.take() {
+                poll.notify();
+            }
+            state.queue.set_waiting(false);
+            let mut waiters: Vec<_> = state.dequeuer.take().into_iter().collect();
+            waiters.extend(state.events.drain());
+            waiters.extend(state.frames.drain());
+            waiters
+        };
+        for waiter in waiters {
+            waiter.answer(Err(Errno::ENODEV));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A bug that panicked in one call must not make every later one panic; vb2's own state in the driver is
+        // what counts, and ours follows it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The process that thread `tid` belongs to.
+    fn client(&self, tid: u32) -> Result<Arc<Client>, Errno> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.of_thread(tid).map_err(|error| {
+            tracing::warn!(
+                device = %self.device.path().display(), tid, %error,
+                "the memory of a client cannot be reached: vidcompatd needs CAP_SYS_PTRACE and must share its pid namespace"
+            );
+            Errno::EFAULT
+        })
+    }
+
+    /// Runs an ioctl that never waits. `argument` is the struct of `row`, changed in place.
+    ///
+    /// # Errors
+    /// What the real driver gives for the same call.
+    pub fn ioctl(&self, row: &'static Row, argument: &mut [u8], tid: u32) -> Result<i32, Errno> {
+        if row.probe.is_some() && !self.device.knows(&self.node, row) {
+            return Err(Errno::ENOTTY);
+        }
+        match row.policy {
+            Policy::Pass => self.node.ioctl(row, argument),
+            Policy::Privileged if is_admin(tid) => self.node.ioctl(row, argument),
+            Policy::Privileged => Err(Errno::EPERM),
+            Policy::Refuse(errno) => Err(errno),
+            Policy::Queue(op) => self.queue_ioctl(op, argument, tid).map(|()| 0),
+            // These wait: `dequeue` and `dequeue_event`.
+            Policy::Dqevent => Err(Errno::ENOTTY),
+        }
+    }
+
+    fn queue_ioctl(&self, op: QueueOp, argument: &mut [u8], tid: u32) -> Result<(), Errno> {
+        match op {
+            QueueOp::Reqbufs => with(argument, |request: &mut V4l2RequestBuffers| {
+                self.reqbufs(request, tid)
+            }),
+            QueueOp::CreateBufs => with(argument, |request: &mut V4l2CreateBuffers| {
+                self.create_bufs(request, tid)
+            }),
+            QueueOp::Querybuf => with(argument, |buffer: &mut V4l2Buffer| self.querybuf(buffer)),
+            QueueOp::Qbuf | QueueOp::PrepareBuf => {
+                with(argument, |buffer: &mut V4l2Buffer| self.give(op, buffer, tid))
+            }
+            QueueOp::Streamon | QueueOp::Streamoff => {
+                with(argument, |buf_type: &mut u32| self.stream(op, *buf_type))
+            }
+            QueueOp::Dqbuf => Err(Errno::ENOTTY),
+        }
+    }
+
+    /// Is the file of a call that would wait in non-blocking mode?
+    fn is_nonblocking(&self, who: Blocking) -> bool {
+        crate::client::is_nonblocking(who.tid, who.call).unwrap_or_else(|| {
+            tracing::debug!(
+                tid = who.tid,
+                "O_NONBLOCK of a waiting call cannot be read; that of the open counts"
+            );
+            self.opened_nonblocking
+        })
+    }
+
+    /// Something has changed in the device: serve whoever waits for it.
+    fn on_ready(self: &Arc<Self>) {
+        let served = [
+            self.advance_dequeuer(),
+            self.advance_events(),
+            self.advance_readers(),
+            self.advance_poll(),
+        ];
+        // While somebody is served at each turn the registration stays, which spares two epoll_ctl a frame.
+        if !served.contains(&true) {
+            self.watch_for(self.lock().wanted());
+        }
+    }
+
+    fn watch_for(&self, wanted: Wanted) {
+        if let Some(watch) = &*self.watch.lock().unwrap_or_else(PoisonError::into_inner) {
+            watch.want(wanted);
+        }
+    }
+}
+
+impl State {
+    /// What somebody waits for.
+    fn wanted(&self) -> Wanted {
+        let poll = self.poll.as_ref().map(PollWait::wanted).unwrap_or_default();
+        Wanted {
+            input: poll.input || self.dequeuer.is_some() || !self.frames.is_idle(),
+            priority: poll.priority || !self.events.is_empty(),
+        }
+    }
+}
+
+/// `argument` as the struct `T`, changed in place.
+fn with<T: FromBytes + IntoBytes + zerocopy::Immutable>(
+    argument: &mut [u8],
+    act: impl FnOnce(&mut T) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let mut value = T::read_from_bytes(argument).map_err(|_| Errno::ENOTTY)?;
+    act(&mut value)?;
+    argument.copy_from_slice(value.as_bytes());
+    Ok(())
+}

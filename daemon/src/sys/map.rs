@@ -1,0 +1,63 @@
+//! A shared mapping that this process can read while others write it.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+
+use nix::libc::c_void;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+/// `len` bytes of an object, mapped shared. Devices and other processes may change them at any time, so no Rust
+/// reference to the bytes is ever made.
+#[derive(Debug)]
+pub struct Mapping {
+    start: NonNull<c_void>,
+    len: NonZeroUsize,
+}
+
+// SAFETY: the mapping is plain address space that belongs to no thread; it is only read through system calls.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; no method hands out a reference to the bytes.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes of `object` from `offset`, readable.
+    ///
+    /// # Errors
+    /// What mmap says; `EINVAL` for an empty range.
+    pub fn readable(object: impl AsFd, offset: i64, len: usize) -> io::Result<Self> {
+        let len = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: the kernel picks a fresh address, so no mapping that something else relies on is replaced.
+        let start = unsafe {
+            mmap(
+                None,
+                len,
+                ProtFlags::PROT_READ,
+                MapFlags::MAP_SHARED,
+                object,
+                offset,
+            )
+        }?;
+        Ok(Self { start, len })
+    }
+
+    /// Bytes mapped; never 0.
+    pub fn size(&self) -> usize {
+        self.len.get()
+    }
+
+    /// Address in this process.
+    pub fn host_ptr(&self) -> *mut c_void {
+        self.start.as_ptr()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `readable` and nothing else knows its address.
+        if let Err(error) = unsafe { munmap(self.start, self.len.get()) } {
+            tracing::error!(%error, "a buffer's mapping could not be released");
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The raw system calls: every `unsafe` of the daemon is in this folder.
+//!
+//! Each function is safe to call with any argument: what the kernel might read or write through a pointer is fixed
+//! here, not by the caller. Nothing here knows why a call is made.
+
+mod dma_buf;
+mod map;
+mod process;
+mod procmap;
+mod readiness;
+mod v4l2;
+
+pub use dma_buf::{SyncDirection, sync_end, sync_start};
+pub use map::Mapping;
+pub use process::{MemoryFault, pidfd_open_thread, read_byte, write_from};
+pub use procmap::{Vma, query_vma};
+pub use readiness::register;
+pub use v4l2::{ioctl, poll};
