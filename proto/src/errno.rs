@@ -36,6 +36,7 @@ errnos! {
     ENOTTY = 25,
     EPIPE = 32,
     EBADR = 53,
+    EOVERFLOW = 75,
     ENOBUFS = 105,
 }
 

@@ -32,6 +32,8 @@ pub(super) struct Buffer {
     client_addr: u64,
     length: u32,
     shown: Override,
+    /// No payload is larger than what the client gave, whatever the device had room for.
+    max_payload: u32,
 }
 
 impl Buffer {
@@ -51,6 +53,7 @@ impl Buffer {
                 timestamp: true,
                 timecode: true,
             },
+            max_payload: min_length,
         }
     }
 
@@ -96,10 +99,11 @@ impl Buffer {
             client_addr: buffer.m,
             length: buffer.length,
         };
-        if buffer.m.checked_add(u64::from(buffer.length)).is_none() {
-            // frame_vector_create refuses the wrapped page count (videobuf2-memops.c:48).
+        let last = buffer.m.checked_add(u64::from(buffer.length).saturating_sub(1));
+        if last.is_none_or(|last| last >> 12 == u64::MAX >> 12) {
+            // Pinning refuses a range that wraps (mm/gup.c:3459); Linux 6.1 says EFAULT.
             self.acquire_failed();
-            return Err(Errno::ENOMEM);
+            return Err(Errno::EOVERFLOW);
         }
         Ok(Next::Acquire(claim))
     }
@@ -123,12 +127,26 @@ impl Buffer {
 
     /// The device has the buffer as the client gave it: from here on its answers are right.
     pub(super) fn given(&mut self) {
-        self.shown = Override::default();
+        self.shown = Override {
+            timecode: self.shown.timecode,
+            ..Override::default()
+        };
+        self.max_payload = self.length;
+    }
+
+    /// The client has the buffer again. Only now is the driver's timecode the one of this stream (`buf_finish`).
+    pub(super) fn back(&mut self) {
+        if self.prepared {
+            self.shown.timecode = false;
+        }
+        self.state = State::Dequeued;
+        self.prepared = false;
     }
 
     pub(super) fn correct(&self, reply: &mut V4l2Buffer) {
         reply.m = self.client_addr;
         reply.length = self.length;
+        reply.bytesused = reply.bytesused.min(self.max_payload);
         if self.shown.bytesused {
             reply.bytesused = 0;
         }

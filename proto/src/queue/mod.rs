@@ -133,7 +133,7 @@ impl Queue {
     /// translate; `EBUSY` while a thread waits in DQBUF (videobuf2-core.c:872).
     pub fn reqbufs(&self, request: &V4l2RequestBuffers) -> Result<(), Errno> {
         Self::offered(request.memory, request.buf_type)?;
-        if self.waiting && request.count > 0 {
+        if self.waiting && request.count > 0 && request.buf_type == self.buf_type {
             Err(Errno::EBUSY)
         } else {
             Ok(())
@@ -146,7 +146,7 @@ impl Queue {
     /// As [`Queue::reqbufs`]; `EBUSY` only for the first buffers of the queue (videobuf2-core.c:1065).
     pub fn create_bufs(&self, request: &V4l2CreateBuffers) -> Result<(), Errno> {
         Self::offered(request.memory, request.format.buf_type)?;
-        if self.waiting && self.is_empty() && request.count > 0 {
+        if self.waiting && self.is_empty() && request.count > 0 && request.format.buf_type == self.buf_type {
             Err(Errno::EBUSY)
         } else {
             Ok(())
@@ -277,7 +277,7 @@ impl Queue {
     /// # Errors
     /// `EINVAL`: another type than the queue's. `EBUSY`: another thread waits already (videobuf2-core.c:2002).
     pub fn dqbuf(&self, buffer: &V4l2Buffer) -> Result<(), Errno> {
-        if !self.is_empty() && buffer.buf_type != self.buf_type {
+        if (self.waiting || !self.is_empty()) && buffer.buf_type != self.buf_type {
             Err(Errno::EINVAL)
         } else if self.waiting {
             Err(Errno::EBUSY)
@@ -295,8 +295,7 @@ impl Queue {
     pub fn dequeued(&mut self, buffer: &V4l2Buffer) -> Option<Delivery> {
         let entry = self.buffers.get_mut(buffer.index as usize)?;
         let claim = entry.claim().filter(|_| entry.state == State::Queued)?;
-        entry.state = State::Dequeued;
-        entry.prepared = false;
+        entry.back();
         Some(Delivery {
             claim,
             bytes: buffer.bytesused.min(claim.length),
@@ -312,8 +311,7 @@ impl Queue {
     pub fn streamoff(&mut self) {
         self.streaming = false;
         for entry in &mut self.buffers {
-            entry.state = State::Dequeued;
-            entry.prepared = false;
+            entry.back();
         }
     }
 

@@ -1,0 +1,248 @@
+//! The subject of the property test: our queue core, driven the way a session drives it, over a device that knows
+//! no USERPTR. Synchronous, and otherwise as plain as the daemon's session ought to be.
+
+use vidcompat_proto::Errno;
+use vidcompat_proto::abi::v4l2::{V4l2Buffer, V4l2CreateBuffers, V4l2RequestBuffers, buf_flag, memory};
+use vidcompat_proto::queue::{Backing, Claim, ClientKey, Delivery, Next, Queue};
+
+use crate::vb2_model::{FileId, UserMemory, Vb2Model};
+
+/// Our open file of the device.
+pub const OURS: FileId = FileId(1);
+
+pub struct Subject {
+    pub core: Queue,
+    pub device: Vb2Model,
+    /// Memory of the device's queue: DMABUF or MMAP.
+    backing: u32,
+    /// Are imports of dma-bufs tried as soon as there are buffers?
+    try_import: bool,
+}
+
+impl Subject {
+    pub fn new(device: Vb2Model, backing: u32, try_import: bool) -> Self {
+        Self {
+            core: Queue::new(),
+            device,
+            backing,
+            try_import,
+        }
+    }
+
+    pub fn close(&mut self) {
+        self.device.close(OURS);
+        self.core = Queue::new();
+    }
+
+    pub fn reqbufs(&mut self, arg: &mut V4l2RequestBuffers) -> Result<(), Errno> {
+        self.core.reqbufs(arg)?;
+        let mut request = V4l2RequestBuffers {
+            memory: self.backing,
+            flags: 0,
+            ..*arg
+        };
+        if let Err(errno) = self.device.reqbufs(OURS, &mut request) {
+            if !self.core.is_empty() && self.query_device(0).is_none() {
+                self.core.freed();
+            }
+            return Err(errno);
+        }
+        self.core.freed();
+        self.allocate(request.buf_type, 0, request.count);
+        let capabilities = Queue::capabilities(request.capabilities);
+        *arg = V4l2RequestBuffers {
+            memory: memory::USERPTR,
+            capabilities,
+            ..request
+        };
+        Ok(())
+    }
+
+    pub fn create_bufs(&mut self, arg: &mut V4l2CreateBuffers) -> Result<(), Errno> {
+        self.core.create_bufs(arg)?;
+        let mut request = V4l2CreateBuffers {
+            memory: self.backing,
+            flags: 0,
+            ..*arg
+        };
+        self.device.create_bufs(OURS, &mut request)?;
+        if request.count > 0 {
+            self.allocate(request.format.buf_type, request.index, request.count);
+        }
+        let capabilities = Queue::capabilities(request.capabilities);
+        *arg = V4l2CreateBuffers {
+            memory: memory::USERPTR,
+            capabilities,
+            ..request
+        };
+        Ok(())
+    }
+
+    /// The device has made buffers. Imports are tried only in a queue that was empty: the STREAMOFF that undoes
+    /// them would cancel what is queued.
+    fn allocate(&mut self, buf_type: u32, first: u32, count: u32) {
+        self.device.dma_bufs.truncate(first as usize);
+        for index in first..first + count {
+            let mut fresh = V4l2Buffer {
+                index,
+                buf_type,
+                ..V4l2Buffer::default()
+            };
+            self.device
+                .querybuf(&mut fresh)
+                .expect("a buffer that was just made");
+            self.core.allocated(buf_type, fresh.length);
+            match self.backing {
+                memory::DMABUF => {
+                    let fd = i32::try_from(100 + index).expect("a small index");
+                    self.device
+                        .dma_bufs
+                        .push((fd, fresh.length.next_multiple_of(4096)));
+                }
+                _ => self.device.map(index),
+            }
+        }
+        if self.try_import && self.backing == memory::DMABUF && first == 0 && count > 0 {
+            for index in 0..count {
+                let fresh = V4l2Buffer {
+                    index,
+                    buf_type,
+                    ..V4l2Buffer::default()
+                };
+                let mut tried = Queue::for_device(&fresh, self.backing_of(index));
+                self.device
+                    .prepare_buf(OURS, &UserMemory::NONE, &mut tried)
+                    .expect("a good import");
+            }
+            self.device.streamoff(OURS, buf_type).expect("our own buffers");
+        }
+    }
+
+    fn backing_of(&self, index: u32) -> Backing {
+        if self.backing == memory::MMAP {
+            return Backing::Mmap;
+        }
+        let (fd, length) = self.device.dma_bufs[index as usize];
+        Backing::DmaBuf { fd, length }
+    }
+
+    /// QUERYBUF of our own buffer `index`, if it exists.
+    fn query_device(&self, index: u32) -> Option<V4l2Buffer> {
+        let mut buffer = V4l2Buffer {
+            index,
+            buf_type: self.core.buf_type(),
+            ..V4l2Buffer::default()
+        };
+        self.device.querybuf(&mut buffer).ok().map(|()| buffer)
+    }
+
+    pub fn querybuf(&mut self, arg: &mut V4l2Buffer) -> Result<(), Errno> {
+        let mut answer = *arg;
+        self.device.querybuf(&mut answer)?;
+        *arg = self.core.reply(&answer);
+        Ok(())
+    }
+
+    pub fn qbuf(&mut self, user: &UserMemory<'_>, arg: &mut V4l2Buffer) -> Result<(), Errno> {
+        let next = self.core.qbuf(arg, ClientKey(user.mm))?;
+        self.give(next, user, arg, false)
+    }
+
+    pub fn prepare_buf(&mut self, user: &UserMemory<'_>, arg: &mut V4l2Buffer) -> Result<(), Errno> {
+        let next = self.core.prepare_buf(arg, ClientKey(user.mm))?;
+        self.give(next, user, arg, true)
+    }
+
+    /// What follows the core's check of a QBUF or PREPARE_BUF.
+    fn give(
+        &mut self,
+        next: Next,
+        user: &UserMemory<'_>,
+        arg: &mut V4l2Buffer,
+        is_prepare: bool,
+    ) -> Result<(), Errno> {
+        let index = arg.index;
+        match next {
+            Next::AskDevice => {
+                let mut bare = Queue::without_references(arg);
+                self.ask(&mut bare, is_prepare)?;
+                panic!("the device took a buffer of a file that has none");
+            }
+            Next::Acquire(claim) => {
+                assert_eq!(claim.client, ClientKey(user.mm), "claim of another client");
+                if !(user.is_writable)(claim.client_addr, u64::from(claim.length)) {
+                    self.core.acquire_failed(index);
+                    return Err(Errno::EFAULT);
+                }
+                self.core.acquired(index, claim);
+            }
+            Next::Ready => {}
+        }
+        let mut buffer = Queue::for_device(arg, self.backing_of(index));
+        if let Err(errno) = self.ask(&mut buffer, is_prepare) {
+            let flags = self.query_device(index).expect("our own buffer").flags;
+            self.core.refused(index, flags);
+            return Err(errno);
+        }
+        if is_prepare {
+            self.core.prepared(index);
+        } else {
+            self.core.queued(index);
+        }
+        *arg = self.core.reply(&buffer);
+        Ok(())
+    }
+
+    /// QBUF or PREPARE_BUF of the device. No number of the client's may reach it that means something else here.
+    fn ask(&mut self, buffer: &mut V4l2Buffer, is_prepare: bool) -> Result<(), Errno> {
+        assert_eq!(
+            (buffer.flags & buf_flag::REQUEST_FD, buffer.request_fd),
+            (0, 0),
+            "the client's request"
+        );
+        if buffer.memory == memory::DMABUF {
+            let ours = self
+                .device
+                .dma_bufs
+                .iter()
+                .any(|(fd, _)| u64::from(fd.cast_unsigned()) == buffer.m);
+            assert!(ours || buffer.m == 0, "the client's fd {}", buffer.m);
+        } else {
+            assert_eq!(buffer.m, 0, "the client's pointer or offset");
+        }
+        if is_prepare {
+            self.device.prepare_buf(OURS, &UserMemory::NONE, buffer)
+        } else {
+            self.device.qbuf(OURS, &UserMemory::NONE, buffer)
+        }
+    }
+
+    pub fn dqbuf(&mut self, arg: &mut V4l2Buffer) -> Result<Delivery, Errno> {
+        self.core.dqbuf(arg)?;
+        let mut buffer = *arg;
+        self.device.dqbuf(OURS, &mut buffer)?;
+        let delivery = self
+            .core
+            .dequeued(&buffer)
+            .expect("the device dequeued a buffer that it did not have");
+        *arg = self.core.reply(&buffer);
+        Ok(delivery)
+    }
+
+    pub fn streamon(&mut self, buf_type: u32) -> Result<(), Errno> {
+        self.device
+            .streamon(OURS, buf_type)
+            .inspect(|()| self.core.streamon())
+    }
+
+    pub fn streamoff(&mut self, buf_type: u32) -> Result<(), Errno> {
+        self.device
+            .streamoff(OURS, buf_type)
+            .inspect(|()| self.core.streamoff())
+    }
+
+    /// The memory that waits for the bytes of buffer `index`, as far as the core tells.
+    pub fn claims(&self) -> Vec<Claim> {
+        self.core.claims().collect()
+    }
+}
