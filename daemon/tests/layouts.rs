@@ -17,6 +17,7 @@ fn size_in_header(name: &str) -> usize {
         "VIDIOC_QUERYBUF" => size_of::<v4l2_buffer>(),
         "VIDIOC_G_FBUF" => size_of::<v4l2_framebuffer>(),
         "VIDIOC_S_FBUF" => size_of::<v4l2_framebuffer>(),
+        "VIDIOC_PREPARE_BUF" => size_of::<v4l2_buffer>(),
         "VIDIOC_QBUF" => size_of::<v4l2_buffer>(),
         "VIDIOC_EXPBUF" => size_of::<v4l2_exportbuffer>(),
         "VIDIOC_DQBUF" => size_of::<v4l2_buffer>(),
