@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -59,6 +60,7 @@ struct Served {
 /// # Errors
 /// See [`ServiceError`]; nodes made so far are gone when this returns.
 pub fn run(options: &Options) -> Result<(), ServiceError> {
+    raise_file_limit();
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build()
@@ -93,6 +95,15 @@ pub fn run(options: &Options) -> Result<(), ServiceError> {
         end_all(served);
         outcome
     })
+}
+
+/// A client's open costs us descriptors of our own: as many as we are allowed.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 fn heap() -> Option<Arc<Heap>> {
