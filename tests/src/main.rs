@@ -1,0 +1,39 @@
+//! The guest suite: run inside a virtual machine by `tests/guest-tests`, as root, with vivid at /dev/video0 (vmalloc),
+//! /dev/video1 (dma-contig, no USERPTR) and /dev/video2 (vmalloc, for tests that start daemons of their own).
+//!
+//! Nearly every test does one thing on the real node and on ours in the same run and compares; what is right is what
+//! the driver does. Arguments are libtest's. `VIDCOMPAT_LONG=1` makes the loops ten times longer.
+
+mod client;
+mod daemon;
+mod report;
+mod setup;
+mod sys;
+mod topics;
+mod video;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // The tests share a daemon and devices, and some replace them.
+    arguments.test_threads = Some(1);
+    if let Err(error) = sys::default_signals()
+        .map_err(Into::into)
+        .and_then(|()| setup::devices())
+    {
+        eprintln!("guest-suite: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    let trials = topics::all().into_iter().map(|(name, test)| {
+        Trial::test(name, move || {
+            setup::run_test(name, test).map_err(|error| format!("{error:#}").into())
+        })
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    daemon::stop_shared();
+    report::print_figures();
+    conclusion.exit_code()
+}

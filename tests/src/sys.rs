@@ -1,0 +1,163 @@
+//! System calls that no safe crate has: ioctl with any command, and memory of our own to give to drivers.
+//!
+//! The only module with `unsafe`. A driver (or the daemon) writes to the memory of USERPTR buffers long after the
+//! ioctl that named it, so such memory is always [`Pages`]: mapped here, never behind a Rust reference, and read
+//! and written through `/proc/self/mem`, where a hole is an error and not a signal.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::ensure;
+use nix::errno::Errno;
+use nix::sys::signal::{SigHandler, Signal};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Size of a page here.
+pub const PAGE: usize = 4096;
+
+/// `_IOC_SIZE`
+const fn size_of_command(command: u64) -> usize {
+    // 14 bits always fit.
+    #[allow(clippy::cast_possible_truncation)]
+    let size = (command >> 16 & 0x3fff) as usize;
+    size
+}
+
+/// ioctl with a struct, which is read and written in place.
+pub fn ioctl<T: FromBytes + IntoBytes>(fd: impl AsFd, command: u64, argument: &mut T) -> Result<i32, Errno> {
+    assert!(
+        size_of_command(command) <= size_of::<T>(),
+        "the kernel would go beyond the struct"
+    );
+    // SAFETY: the kernel copies `_IOC_SIZE` bytes in and out, which T has room for, and T may hold any bytes.
+    // What the struct points to is memory of `Pages`, or no memory at all.
+    Errno::result(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), command, std::ptr::from_mut(argument)) })
+}
+
+/// ioctl whose argument lies in `pages` at `offset`; the memory there may be missing or read-only.
+pub fn ioctl_in(fd: impl AsFd, command: u64, pages: &Pages, offset: usize) -> Result<i32, Errno> {
+    assert!(
+        offset + size_of_command(command) <= pages.len,
+        "the kernel would go beyond the pages"
+    );
+    let address = pages.address + offset;
+    // SAFETY: the kernel copies at most `_IOC_SIZE` bytes, to memory that belongs to `pages`.
+    Errno::result(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), command, address) })
+}
+
+/// ioctl with a null pointer, or with 0 for one that takes a number.
+pub fn ioctl_null(fd: impl AsFd, command: u64) -> Result<i32, Errno> {
+    // SAFETY: nothing can be written through a null pointer.
+    Errno::result(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), command, 0usize) })
+}
+
+/// Does mmap of the file give memory? It is unmapped at once.
+pub fn try_mmap(fd: impl AsFd, len: usize) -> Result<(), Errno> {
+    map(0, len, libc::MAP_SHARED, fd.as_fd().as_raw_fd()).map(|address| unmap(address, len))
+}
+
+fn map(hint: usize, len: usize, flags: i32, fd: i32) -> Result<usize, Errno> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let hint = std::ptr::without_provenance_mut(hint);
+    // SAFETY: without MAP_FIXED a new mapping touches no memory that is in use.
+    let address = unsafe { libc::mmap(hint, len, protection, flags, fd, 0) };
+    if address == libc::MAP_FAILED {
+        Err(Errno::last())
+    } else {
+        Ok(address.addr())
+    }
+}
+
+fn unmap(address: usize, len: usize) {
+    // SAFETY: only ever called with (parts of) mappings of this module, to which there are no references.
+    unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(address), len) };
+}
+
+/// Lets SIGINT and SIGQUIT end our children again: a shell that starts something in the background has them ignored.
+pub fn default_signals() -> Result<(), Errno> {
+    for signal in [Signal::SIGINT, Signal::SIGQUIT] {
+        // SAFETY: the default action is no handler that could do anything wrong.
+        unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }?;
+    }
+    Ok(())
+}
+
+/// What may be done with a part of [`Pages`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Reading.
+    ReadOnly,
+    /// Nothing.
+    None,
+}
+
+/// Anonymous memory, at addresses that the kernel gives to nobody who does not ask for them: a hole in it stays one.
+#[derive(Debug)]
+pub struct Pages {
+    address: usize,
+    len: usize,
+    mem: File,
+}
+
+impl Pages {
+    /// At least `len` bytes.
+    pub fn new(len: usize) -> anyhow::Result<Self> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0x1000_0000_0000);
+        let len = len.next_multiple_of(PAGE);
+        // Some room between two, so that running off the end meets nothing.
+        let hint = NEXT.fetch_add(len + 16 * PAGE, Ordering::Relaxed);
+        let mem = OpenOptions::new().read(true).write(true).open("/proc/self/mem")?;
+        let address = map(hint, len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)?;
+        ensure!(address == hint, "no memory at {hint:#x}");
+        Ok(Self { address, len, mem })
+    }
+
+    /// Bytes in all.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The address of byte `offset`.
+    pub fn at(&self, offset: usize) -> u64 {
+        self.address as u64 + offset as u64
+    }
+
+    /// A copy of `len` bytes from `offset`.
+    pub fn read(&self, offset: usize, len: usize) -> anyhow::Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        self.mem.read_exact_at(&mut bytes, self.at(offset))?;
+        Ok(bytes)
+    }
+
+    /// Puts `bytes` at `offset`.
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> anyhow::Result<()> {
+        assert!(offset + bytes.len() <= self.len, "beyond the pages");
+        Ok(self.mem.write_all_at(bytes, self.at(offset))?)
+    }
+
+    /// Changes what may be done with `len` bytes from `offset` (whole pages).
+    pub fn protect(&self, offset: usize, len: usize, access: Access) -> Result<(), Errno> {
+        assert!(offset + len <= self.len, "beyond the pages");
+        let protection = match access {
+            Access::ReadOnly => libc::PROT_READ,
+            Access::None => libc::PROT_NONE,
+        };
+        let address = std::ptr::with_exposed_provenance_mut(self.address + offset);
+        // SAFETY: the pages are ours and nobody has a reference to them.
+        Errno::result(unsafe { libc::mprotect(address, len, protection) }).map(drop)
+    }
+
+    /// Unmaps `len` bytes from `offset` (whole pages).
+    pub fn unmap(&self, offset: usize, len: usize) {
+        assert!(offset + len <= self.len, "beyond the pages");
+        unmap(self.address + offset, len);
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        unmap(self.address, self.len);
+    }
+}
