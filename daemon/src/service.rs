@@ -1,10 +1,10 @@
 //! Starting and ending: from the command line to served nodes, and back to nothing.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -19,8 +19,10 @@ use crate::memory::{Budget, Heap};
 use crate::session::{Device, DeviceOptions};
 
 const CUSE: &str = "/dev/cuse";
-/// How long the clients' calls may take to end when we do.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long we try to answer those who wait, before their calls are aborted.
+const GRACE: Duration = Duration::from_secs(1);
+/// How long calls that are under way may take to end then.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Idle threads that serve ready devices end after this.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
@@ -75,11 +77,7 @@ pub fn run(options: &Options) -> Result<(), ServiceError> {
             budget: Budget::new(options.memory_total(), options.memory_per_client),
         };
         // The real nodes first: what is wrong with one is said before anything was changed.
-        let nodes = options
-            .devices
-            .iter()
-            .map(|path| SideNode::of(path))
-            .collect::<Result<Vec<_>, _>>()?;
+        let nodes = SideNode::of_all(&options.devices)?;
         let mut served = Vec::new();
         let outcome = match start_all(nodes, &device_options, &report_end, &mut served) {
             Ok(()) => {
@@ -141,7 +139,8 @@ fn start(
     let (handle, waiting) = device_runtime().map_err(ServiceError::System)?;
     initialize(&channel, &node.spec())?;
     node.verify()?;
-    let front = VideoNode::new(Device::new(node.real().to_owned(), options, handle));
+    let device = Device::new(node.real().to_owned(), options, handle).map_err(ServiceError::System)?;
+    let front = VideoNode::new(device);
     let (handler, name) = (Arc::clone(&front), node.real().display().to_string());
     let server = thread::Builder::new().name("cuse-reader".into()).spawn(move || {
         if let Err(error) = serve(channel, handler) {
@@ -187,7 +186,9 @@ fn announce(served: &[Served]) {
         tracing::info!(device = %node.real().display(), node = %node.path().display(), "serving");
     }
     // For scripts, also where the log goes elsewhere or is filtered.
-    eprintln!("ready");
+    if let Err(error) = writeln!(io::stderr(), "ready") {
+        tracing::debug!(%error, "nobody reads our stderr");
+    }
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::debug!(%error, "nobody to notify");
     }
@@ -198,17 +199,27 @@ fn end_all(served: Vec<Served>) {
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Stopping]) {
         tracing::debug!(%error, "nobody to notify");
     }
-    for Served { node, front, .. } in &served {
-        front.shut_down();
-        if let Err(error) = node.abort() {
+    // On threads of their own: a driver call that hangs holds its session.
+    let answered: Vec<_> = served
+        .iter()
+        .map(|served| {
+            let front = Arc::clone(&served.front);
+            thread::spawn(move || front.shut_down())
+        })
+        .collect();
+    wait_until(GRACE, || answered.iter().all(JoinHandle::is_finished));
+    for Served { node, server, .. } in &served {
+        // A server that has ended has no channel, and the name may be another daemon's by now.
+        if !server.is_finished()
+            && let Err(error) = node.abort()
+        {
             tracing::debug!(node = %node.path().display(), %error, "the node is gone already");
         }
     }
-    let deadline = std::time::Instant::now() + PATIENCE;
+    wait_until(PATIENCE, || {
+        served.iter().all(|served| served.server.is_finished())
+    });
     for Served { node, server, .. } in served {
-        while !server.is_finished() && std::time::Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(5));
-        }
         if server.is_finished() {
             tracing::info!(node = %node.path().display(), "ended");
         } else {
@@ -217,5 +228,12 @@ fn end_all(served: Vec<Served>) {
                 "a driver call is still under way; the kernel ends it with the process"
             );
         }
+    }
+}
+
+fn wait_until(patience: Duration, done: impl Fn() -> bool) {
+    let deadline = Instant::now() + patience;
+    while !done() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(2));
     }
 }

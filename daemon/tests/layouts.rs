@@ -126,9 +126,16 @@ fn pixel_size_and_window_pointers_are_where_the_table_says() {
     }
     assert!(!covered(fmt + offset_of!(v4l2_window, chromakey)));
     assert!(!covered(fmt + offset_of!(v4l2_window, global_alpha)));
+    for pointer in ioctl::row(15).pointers {
+        assert_eq!(pointer.offset, offset_of!(v4l2_buffer, m));
+    }
     assert_eq!(
-        ioctl::row(11).pointers[0].offset,
-        offset_of!(v4l2_framebuffer, base)
+        ioctl::row(15).pointers[0].when.offset,
+        offset_of!(v4l2_buffer, memory)
+    );
+    assert_eq!(
+        ioctl::row(15).pointers[1].when.offset,
+        offset_of!(v4l2_buffer, type_)
     );
 }
 
@@ -145,6 +152,14 @@ fn constants_are_those_of_the_header() {
     assert_eq!(
         buf_type::VIDEO_OUTPUT_OVERLAY,
         v4l2_buf_type_V4L2_BUF_TYPE_VIDEO_OUTPUT_OVERLAY
+    );
+    assert_eq!(
+        buf_type::VIDEO_CAPTURE_MPLANE,
+        v4l2_buf_type_V4L2_BUF_TYPE_VIDEO_CAPTURE_MPLANE
+    );
+    assert_eq!(
+        buf_type::VIDEO_OUTPUT_MPLANE,
+        v4l2_buf_type_V4L2_BUF_TYPE_VIDEO_OUTPUT_MPLANE
     );
     assert_eq!(buf_type::SDR_CAPTURE, v4l2_buf_type_V4L2_BUF_TYPE_SDR_CAPTURE);
     assert_eq!(buf_type::META_CAPTURE, v4l2_buf_type_V4L2_BUF_TYPE_META_CAPTURE);

@@ -33,6 +33,7 @@ errnos! {
     EBUSY = 16,
     ENODEV = 19,
     EINVAL = 22,
+    ENFILE = 23,
     ENOTTY = 25,
     EPIPE = 32,
     EBADR = 53,

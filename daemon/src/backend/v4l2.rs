@@ -3,7 +3,7 @@
 //!
 //! Always non-blocking: waiting is ours. It knows nothing of clients.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -36,11 +36,20 @@ impl RealNode {
     pub fn open(path: &Path, flags: libc::c_int) -> io::Result<Self> {
         let access = flags & libc::O_ACCMODE;
         let file = OpenOptions::new()
-            .read(access != libc::O_WRONLY)
+            // Also for a client that only writes: what the device fills is read here, not through the client's file.
+            .read(true)
             .write(access != libc::O_RDONLY)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)?;
         Ok(Self { file: Arc::new(file) })
+    }
+
+    /// The file's metadata.
+    ///
+    /// # Errors
+    /// What fstat says.
+    pub fn metadata(&self) -> io::Result<Metadata> {
+        self.file.metadata()
     }
 
     /// Who it says it is (`VIDIOC_QUERYCAP`).

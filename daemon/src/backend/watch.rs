@@ -5,15 +5,15 @@
 //! wanted, and is told anew whenever that changes.
 
 use std::fs::File;
-use std::io;
 use std::sync::Arc;
 
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::sys;
+use crate::sys::{self, SharedFile};
 
 /// What is waited for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,7 +29,9 @@ impl Wanted {
         match (self.input, self.priority) {
             (false, false) => None,
             (true, false) => Some(Interest::READABLE.add(Interest::ERROR)),
-            (false, true) => Some(Interest::PRIORITY.add(Interest::ERROR)),
+            // No ERROR here: mio registers it as readable, and the driver would begin to read. epoll reports errors
+            // anyway, and an unplugged node has POLLPRI (v4l2-dev.c:342).
+            (false, true) => Some(Interest::PRIORITY),
             (true, true) => Some(Interest::READABLE.add(Interest::PRIORITY).add(Interest::ERROR)),
         }
     }
@@ -39,6 +41,7 @@ impl Wanted {
 #[derive(Debug)]
 pub struct Watch {
     wanted: watch::Sender<Wanted>,
+    registered: watch::Receiver<Wanted>,
     task: JoinHandle<()>,
 }
 
@@ -47,8 +50,13 @@ impl Watch {
     /// once, and again for each change of the device's readiness.
     pub fn start(runtime: &Handle, fd: Arc<File>, on_ready: impl Fn() + Send + Sync + 'static) -> Self {
         let (wanted, receiver) = watch::channel(Wanted::default());
-        let task = runtime.spawn(run(fd, receiver, Arc::new(on_ready)));
-        Self { wanted, task }
+        let (report, registered) = watch::channel(Wanted::default());
+        let task = runtime.spawn(run(fd, receiver, report, Arc::new(on_ready)));
+        Self {
+            wanted,
+            registered,
+            task,
+        }
     }
 
     /// What is waited for from now on.
@@ -57,9 +65,24 @@ impl Watch {
             .send_if_modified(|now| std::mem::replace(now, wanted) != wanted);
     }
 
+    /// Waits until what is wanted now is what is registered. Not to be called on a thread of `runtime`, nor with a lock
+    /// that `on_ready` takes.
+    pub fn settled(&self, runtime: &Handle) -> impl FnOnce() + use<> {
+        let (wanted, mut registered) = (*self.wanted.borrow(), self.registered.clone());
+        let runtime = runtime.clone();
+        move || {
+            // An error means that the task has ended, and with it every registration.
+            drop(
+                runtime
+                    .block_on(registered.wait_for(|now| *now == wanted))
+                    .map(drop),
+            );
+        }
+    }
+
     /// Ends the watch and waits until it holds the descriptor no more. Not to be called on a thread of `runtime`.
     pub fn stop(self, runtime: &Handle) {
-        let Self { wanted, task } = self;
+        let Self { wanted, task, .. } = self;
         drop(wanted);
         if let Err(error) = runtime.block_on(task) {
             tracing::error!(%error, "the watch of a device ended badly");
@@ -70,21 +93,30 @@ impl Watch {
 async fn run(
     fd: Arc<File>,
     mut wanted: watch::Receiver<Wanted>,
+    registered: watch::Sender<Wanted>,
     on_ready: Arc<impl Fn() + Send + Sync + 'static>,
 ) {
     loop {
-        let interest = wanted.borrow_and_update().interest();
-        let changed = match interest {
-            None => wanted.changed().await,
-            Some(interest) => match until_changed(&fd, interest, &mut wanted, &on_ready).await {
-                Ok(changed) => changed,
-                Err(error) => {
-                    // The device is gone or cannot be polled: whoever waits finds out by asking it.
-                    tracing::warn!(%error, "a device cannot be watched");
-                    call(&on_ready).await;
-                    wanted.changed().await
-                }
-            },
+        let now = *wanted.borrow_and_update();
+        let changed = match now
+            .interest()
+            .map(|interest| (interest, sys::register(Arc::clone(&fd), interest)))
+        {
+            None => {
+                registered.send_replace(now);
+                wanted.changed().await
+            }
+            Some((interest, Ok(watched))) => {
+                registered.send_replace(now);
+                until_changed(&watched, interest, &mut wanted, &on_ready).await
+            }
+            Some((_, Err(error))) => {
+                // The device is gone or cannot be polled: whoever waits finds out by asking it.
+                tracing::warn!(%error, "a device cannot be watched");
+                registered.send_replace(now);
+                call(&on_ready).await;
+                wanted.changed().await
+            }
         };
         if changed.is_err() {
             return;
@@ -93,19 +125,22 @@ async fn run(
 }
 
 async fn until_changed(
-    fd: &Arc<File>,
+    watched: &AsyncFd<SharedFile>,
     interest: Interest,
     wanted: &mut watch::Receiver<Wanted>,
     on_ready: &Arc<impl Fn() + Send + Sync + 'static>,
-) -> io::Result<Result<(), watch::error::RecvError>> {
-    let watched = sys::register(Arc::clone(fd), interest)?;
+) -> Result<(), watch::error::RecvError> {
     loop {
         tokio::select! {
             biased;
-            changed = wanted.changed() => return Ok(changed),
+            changed = wanted.changed() => return changed,
             ready = watched.ready(interest) => {
-                // Cleared first: a change that comes during the call is seen afterwards.
-                ready?.clear_ready();
+                match ready {
+                    // Cleared first: a change that comes during the call is seen afterwards.
+                    Ok(mut ready) => ready.clear_ready(),
+                    // The runtime ends.
+                    Err(_) => return wanted.changed().await,
+                }
                 call(on_ready).await;
             }
         }

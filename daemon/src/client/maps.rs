@@ -3,39 +3,68 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 
 use crate::sys::{self, MemoryFault, Vma};
 
-/// The mapping that covers `client_addr`; `maps` is an open `/proc/PID/maps`.
+/// Shows `each` the mappings that cover `range`, one after the other; `maps` is an open `/proc/PID/maps`.
 ///
 /// # Errors
-/// [`MemoryFault::Gone`] when the address space is gone.
-pub fn covering(maps: &File, client_addr: u64) -> Result<Option<Vma>, MemoryFault> {
-    match sys::query_vma(maps, client_addr) {
-        Err(Errno::ENOTTY) => {
-            let text = BufReader::new(FromStart {
-                file: maps,
-                offset: 0,
-            });
-            covering_in(text, client_addr).map_err(|_| MemoryFault::Gone)
+/// The first that `each` gives; [`MemoryFault::Fault`] for a hole; [`MemoryFault::Gone`] when the address space is gone.
+pub fn each_covering(
+    maps: &File,
+    range: Range<u64>,
+    mut each: impl FnMut(Vma) -> Result<(), MemoryFault>,
+) -> Result<(), MemoryFault> {
+    let mut at = range.start;
+    while at < range.end {
+        match sys::query_vma(maps, at) {
+            Err(Errno::ENOTTY) => {
+                let text = BufReader::with_capacity(
+                    1 << 16,
+                    FromStart {
+                        file: maps,
+                        offset: 0,
+                    },
+                );
+                return each_covering_in(text, at..range.end, each);
+            }
+            Err(errno) => return Err(errno.into()),
+            Ok(None) => return Err(MemoryFault::Fault),
+            Ok(Some(vma)) => {
+                each(vma)?;
+                at = vma.end;
+            }
         }
-        Err(errno) => Err(errno.into()),
-        Ok(vma) => Ok(vma),
     }
+    Ok(())
 }
 
-fn covering_in(text: impl BufRead, client_addr: u64) -> io::Result<Option<Vma>> {
+/// The same by the text, in one pass.
+fn each_covering_in(
+    text: impl BufRead,
+    range: Range<u64>,
+    mut each: impl FnMut(Vma) -> Result<(), MemoryFault>,
+) -> Result<(), MemoryFault> {
+    let mut at = range.start;
     for line in text.lines() {
-        if let Some(vma) = parse(&line?)
-            && client_addr < vma.end
-        {
-            return Ok(Some(vma).filter(|vma| vma.start <= client_addr));
+        let vma = parse(&line.map_err(|_| MemoryFault::Gone)?);
+        let Some(vma) = vma.filter(|vma| at < vma.end) else {
+            continue;
+        };
+        if at < vma.start {
+            break;
+        }
+        each(vma)?;
+        at = vma.end;
+        if at >= range.end {
+            return Ok(());
         }
     }
-    Ok(None)
+    Err(MemoryFault::Fault)
 }
 
 /// A line of `/proc/PID/maps`, e.g. `7f0a1000-7f0a3000 rw-s 00001000 00:05 17  /dmabuf:`.
@@ -46,7 +75,6 @@ fn parse(line: &str) -> Option<Vma> {
     Some(Vma {
         start: u64::from_str_radix(start, 16).ok()?,
         end: u64::from_str_radix(end, 16).ok()?,
-        readable: permissions.first() == Some(&b'r'),
         writable: permissions.get(1) == Some(&b'w'),
     })
 }
@@ -67,22 +95,47 @@ impl Read for FromStart<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{covering_in, parse};
+    use super::{each_covering_in, parse};
+    use crate::sys::MemoryFault;
 
-    const MAPS: &str = "1000-3000 rw-p 00000000 00:00 0\n4000-5000 r--s 00001000 00:05 17  /dmabuf:\n";
+    const MAPS: &str = "1000-3000 rw-p 00000000 00:00 0\n3000-4000 r--p 0 00:00 0\n\
+        5000-6000 rw-s 00001000 00:05 17  /dmabuf:\n";
 
-    fn at(addr: u64) -> Option<(u64, u64, bool)> {
-        covering_in(MAPS.as_bytes(), addr)
-            .expect("text")
-            .map(|vma| (vma.start, vma.end, vma.writable))
+    /// Where the mappings shown begin, and how it ended.
+    fn shown(range: std::ops::Range<u64>) -> (Vec<u64>, Result<(), MemoryFault>) {
+        let mut starts = Vec::new();
+        let outcome = each_covering_in(MAPS.as_bytes(), range, |vma| {
+            starts.push(vma.start);
+            Ok(())
+        });
+        (starts, outcome)
     }
 
     #[test]
-    fn the_covering_line_is_found_and_a_gap_is_not() {
-        assert_eq!(at(0x1000), Some((0x1000, 0x3000, true)));
-        assert_eq!(at(0x2fff), Some((0x1000, 0x3000, true)));
-        assert_eq!(at(0x4fff), Some((0x4000, 0x5000, false)));
-        assert_eq!((at(0xfff), at(0x3000), at(0x5000)), (None, None, None));
+    fn a_range_in_one_mapping_and_one_over_two_are_shown_whole() {
+        assert_eq!(shown(0x1000..0x3000), (vec![0x1000], Ok(())));
+        assert_eq!(shown(0x2fff..0x3001), (vec![0x1000, 0x3000], Ok(())));
+        assert_eq!(shown(0x5fff..0x6000), (vec![0x5000], Ok(())));
+    }
+
+    #[test]
+    fn a_hole_before_in_or_behind_the_range_is_a_fault() {
+        assert_eq!(shown(0xfff..0x1001), (vec![], Err(MemoryFault::Fault)));
+        assert_eq!(shown(0x3fff..0x5001), (vec![0x3000], Err(MemoryFault::Fault)));
+        assert_eq!(shown(0x5fff..0x6001), (vec![0x5000], Err(MemoryFault::Fault)));
+        assert_eq!(shown(0x7000..0x7001), (vec![], Err(MemoryFault::Fault)));
+    }
+
+    #[test]
+    fn a_refusal_ends_the_walk() {
+        let outcome = each_covering_in(MAPS.as_bytes(), 0x2000..0x4000, |vma| {
+            if vma.writable {
+                Ok(())
+            } else {
+                Err(MemoryFault::Fault)
+            }
+        });
+        assert_eq!(outcome, Err(MemoryFault::Fault));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! A client: the process behind a request. Its identity, its memory, the flags of its file.
 //!
-//! Who calls is known exactly only while the call is unanswered (its thread is blocked in it), so everything that
-//! outlives a call holds the process by pidfd and its *address space* by an open `/proc/PID/mem`: a recycled pid
-//! or an exec is noticed before a byte is written.
+//! Who calls is known exactly only while the call is unanswered: its thread is blocked in it, so it can neither end
+//! nor exec (an exec waits for all threads of the process). What outlives a call holds the process by pidfd and its
+//! *address space* by an open `/proc/PID/mem`. Bytes go either through a blocked thread or through that file, never
+//! to a mere process id: behind one there may be another program by then, even a privileged one.
 
 mod blocking;
 mod maps;
@@ -11,7 +12,6 @@ mod privilege;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,7 +19,7 @@ use nix::poll::PollFlags;
 use nix::unistd::Pid;
 use vidcompat_proto::queue::ClientKey;
 
-use crate::sys::{self, Mapping, MemoryFault};
+use crate::sys::{self, Mapping, MemoryFault, RemoteMemory};
 
 pub use blocking::{CallShape, is_nonblocking};
 pub use privilege::is_admin;
@@ -30,10 +30,42 @@ pub struct Client {
     key: ClientKey,
     process: Pid,
     pidfd: OwnedFd,
-    /// `/proc/PID/mem`: dead as soon as the address space is, by exit or by exec.
-    mem: File,
+    memory: RemoteMemory,
     /// `/proc/PID/maps`, of the same address space.
     maps: File,
+}
+
+/// A client and the thread of it that is blocked in a request.
+#[derive(Clone, Debug)]
+pub struct BlockedThread {
+    client: Arc<Client>,
+    tid: Pid,
+}
+
+impl BlockedThread {
+    /// Its process.
+    #[must_use]
+    pub fn client(&self) -> &Arc<Client> {
+        &self.client
+    }
+
+    /// Can `len` bytes from `client_addr` be written by us on the client's behalf? As `get_user_pages` would say,
+    /// with the exception of device memory, which we cannot reach.
+    ///
+    /// # Errors
+    /// [`MemoryFault::Fault`] where any page is unmapped, read-only or out of reach.
+    pub fn check_writable(&self, client_addr: u64, len: u32) -> Result<(), MemoryFault> {
+        let end = client_addr
+            .checked_add(u64::from(len))
+            .ok_or(MemoryFault::Fault)?;
+        maps::each_covering(&self.client.maps, client_addr..end, |vma| {
+            if vma.writable {
+                sys::read_byte(self.tid, vma.start.max(client_addr)).map(drop)
+            } else {
+                Err(MemoryFault::Fault)
+            }
+        })
+    }
 }
 
 impl Client {
@@ -48,7 +80,7 @@ impl Client {
             key: ClientKey(NEXT.fetch_add(1, Ordering::Relaxed)),
             process,
             pidfd,
-            mem: File::open(format!("/proc/{tid}/mem"))?,
+            memory: RemoteMemory::open(tid)?,
             maps: File::open(format!("/proc/{tid}/maps"))?,
         })
     }
@@ -65,59 +97,36 @@ impl Client {
 
     /// Is it still the same process with the same address space?
     fn is_alive(&self) -> bool {
-        // Nothing is mapped at address 0, so a live address space answers EIO and a dead one end-of-file
-        // (fs/proc/base.c, mem_rw).
-        sys::poll(self.pidfd.as_fd(), PollFlags::POLLIN).is_empty()
-            && !matches!(self.mem.read_at(&mut [0], 0), Ok(0))
+        sys::poll(self.pidfd.as_fd(), PollFlags::POLLIN).is_empty() && self.memory.is_alive()
     }
 
-    /// Can `len` bytes from `client_addr` be written by us on the client's behalf? As `get_user_pages` would say,
-    /// with the exception of device memory, which we cannot reach.
+    /// Writes the first `len` bytes of `source` to `client_addr`: with one copy through `caller` where that is a
+    /// thread of this client that is blocked in a request until this returns, else through the held address space.
     ///
     /// # Errors
-    /// [`MemoryFault::Fault`] where any page is unmapped, read-only or out of reach.
-    pub fn check_writable(&self, client_addr: u64, len: u32) -> Result<(), MemoryFault> {
-        let end = client_addr
-            .checked_add(u64::from(len))
-            .ok_or(MemoryFault::Fault)?;
-        let mut at = client_addr;
-        while at < end {
-            let vma = maps::covering(&self.maps, at)?
-                .filter(|vma| vma.writable)
-                .ok_or(MemoryFault::Fault)?;
-            self.by_any_thread(|tid| sys::read_byte(tid, at))?;
-            at = vma.end;
+    /// See [`MemoryFault`]; nothing was written to any *other* address space.
+    pub fn write(
+        &self,
+        source: &Mapping,
+        len: usize,
+        client_addr: u64,
+        caller: Option<&BlockedThread>,
+    ) -> Result<(), MemoryFault> {
+        match caller.filter(|caller| caller.client.key == self.key) {
+            Some(caller) => sys::write_from(source, len, caller.tid, client_addr),
+            None => self.memory.write(source, len, client_addr),
         }
-        Ok(())
     }
+}
 
-    /// Writes the first `len` bytes of `source` to `client_addr`.
-    ///
-    /// # Errors
-    /// See [`MemoryFault`]; nothing was written to any *other* process.
-    pub fn write(&self, source: &Mapping, len: usize, client_addr: u64) -> Result<(), MemoryFault> {
-        if !self.is_alive() {
-            return Err(MemoryFault::Gone);
-        }
-        self.by_any_thread(|tid| sys::write_from(source, len, tid, client_addr))
-    }
+/// Processes and threads that a session remembers; the oldest is forgotten, which only costs time. A client that has
+/// thousands of them must not cost us as many descriptors.
+const MAX_PROCESSES: usize = 16;
+const MAX_THREADS: usize = 32;
 
-    /// Runs `access` for the process; where its first thread has ended before the others, for another thread.
-    fn by_any_thread<T>(&self, access: impl Fn(Pid) -> Result<T, MemoryFault>) -> Result<T, MemoryFault> {
-        match access(self.process) {
-            Err(MemoryFault::Gone) => {
-                let threads = std::fs::read_dir(format!("/proc/{}/task", self.process))
-                    .into_iter()
-                    .flatten();
-                let tids = threads
-                    .flatten()
-                    .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-                tids.map(|tid| access(Pid::from_raw(tid)))
-                    .find(|outcome| !matches!(outcome, Err(MemoryFault::Gone)))
-                    .unwrap_or(Err(MemoryFault::Gone))
-            }
-            outcome => outcome,
-        }
+fn keep_at_most<T>(list: &mut Vec<T>, most: usize) {
+    if list.len() >= most {
+        list.remove(0);
     }
 }
 
@@ -148,7 +157,7 @@ impl Clients {
     ///
     /// # Errors
     /// `EACCES` where the daemon may not look at that process; `ENOENT` for a thread that we cannot see.
-    pub fn of_thread(&mut self, tid: u32) -> io::Result<Arc<Client>> {
+    pub fn of_thread(&mut self, tid: u32) -> io::Result<BlockedThread> {
         let tid = i32::try_from(tid)
             .map(Pid::from_raw)
             .map_err(|_| io::ErrorKind::NotFound)?;
@@ -156,7 +165,7 @@ impl Clients {
             return Err(io::ErrorKind::NotFound.into());
         }
         if let Some(client) = self.remembered(tid) {
-            return Ok(client);
+            return Ok(BlockedThread { client, tid });
         }
         self.processes.retain(|client| client.is_alive());
         self.threads.retain(Thread::is_alive);
@@ -166,18 +175,20 @@ impl Clients {
             None => Arc::new(Client::of_process(process, tid)?),
         };
         if !self.processes.iter().any(|known| Arc::ptr_eq(known, &client)) {
+            keep_at_most(&mut self.processes, MAX_PROCESSES);
             self.processes.push(Arc::clone(&client));
         }
         if tid != process
             && let Ok(pidfd) = sys::pidfd_open_thread(tid)
         {
+            keep_at_most(&mut self.threads, MAX_THREADS);
             self.threads.push(Thread {
                 tid,
                 pidfd,
                 client: Arc::clone(&client),
             });
         }
-        Ok(client)
+        Ok(BlockedThread { client, tid })
     }
 
     fn remembered(&self, tid: Pid) -> Option<Arc<Client>> {
@@ -230,8 +241,9 @@ mod tests {
         let leader = clients
             .of_thread(getpid().as_raw().cast_unsigned())
             .expect("ourselves");
-        assert_eq!((first.key(), first.key()), (again.key(), leader.key()));
-        assert_eq!(first.process(), getpid());
+        assert_eq!(first.client().key(), again.client().key());
+        assert_eq!(first.client().key(), leader.client().key());
+        assert_eq!(first.client().process(), getpid());
     }
 
     #[test]
@@ -245,11 +257,11 @@ mod tests {
             .of_thread(gettid().as_raw().cast_unsigned())
             .expect("ourselves");
         let them = clients.of_thread(child.id()).expect("our child");
-        assert_ne!(us.key(), them.key());
-        assert!(them.is_alive());
+        assert_ne!(us.client().key(), them.client().key());
+        assert!(them.client().is_alive());
         child.kill().expect("our child");
         child.wait().expect("our child");
-        assert!(!them.is_alive());
+        assert!(!them.client().is_alive());
     }
 
     #[test]
@@ -266,10 +278,10 @@ mod tests {
         while comm().trim() != "sleep" {
             std::thread::yield_now();
         }
-        assert!(!before.is_alive());
+        assert!(!before.client().is_alive());
         assert_ne!(
-            clients.of_thread(child.id()).expect("our child").key(),
-            before.key()
+            clients.of_thread(child.id()).expect("our child").client().key(),
+            before.client().key()
         );
         child.kill().expect("our child");
         child.wait().expect("our child");

@@ -2,11 +2,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
 use fuser::PollEvents;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use polyfuse_kernel::{FUSE_NOTIFY_POLL, fuse_notify_poll_wakeup_out, fuse_out_header};
 use zerocopy::IntoBytes;
 
@@ -43,6 +44,14 @@ impl Channel {
             file: File::from(fd),
             interrupts: Interrupts::default(),
         })
+    }
+
+    /// Does the kernel still serve this channel? After a handshake that it did not like it does not (fs/fuse/dev.c,
+    /// fuse_dev_poll).
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::empty())];
+        matches!(nix::poll::poll(&mut fds, PollTimeout::ZERO), Ok(0))
     }
 
     /// The interruptible requests of this channel.

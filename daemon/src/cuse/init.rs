@@ -42,6 +42,16 @@ pub enum InitError {
         /// FUSE minor version
         minor: u32,
     },
+    /// The kernel ended the channel.
+    #[error("device number {major}:{minor} or the name {name} is taken; is another vidcompatd running?")]
+    Refused {
+        /// Name below `/dev`.
+        name: String,
+        /// Device number.
+        major: u32,
+        /// Device number.
+        minor: u32,
+    },
     /// A name that cannot be a device's.
     #[error("`{0}` cannot be the name of a device")]
     Name(String),
@@ -49,8 +59,8 @@ pub enum InitError {
 
 /// Answers the kernel's CUSE_INIT: restricted ioctls, pieces of [`MAX_IO`] bytes.
 ///
-/// When this returns the kernel has processed the answer. It does not say whether it liked it: a device number or
-/// a name that is taken shows as `ENODEV` at the next read (cuse.c:352-383).
+/// When this returns the kernel has processed the answer. The write does not say whether it liked it: a device number or
+/// a name that is taken ends the channel (cuse.c:352-383). A node of another kind that has the name stays, silently.
 ///
 /// # Errors
 /// See [`InitError`].
@@ -92,5 +102,10 @@ pub fn initialize(channel: &Arc<Channel>, node: &NodeSpec) -> Result<(), InitErr
             IoSlice::new(reply.as_bytes()),
             IoSlice::new(info.as_bytes()),
         ])
-        .map_err(InitError::Write)
+        .map_err(InitError::Write)?;
+    if channel.is_connected() {
+        return Ok(());
+    }
+    let NodeSpec { name, major, minor } = node.clone();
+    Err(InitError::Refused { name, major, minor })
 }

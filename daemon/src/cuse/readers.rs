@@ -2,7 +2,8 @@
 //!
 //! The reader's role moves instead of the request: the thread that has read a request keeps reading if the answer
 //! is at hand, and otherwise *passes its turn* to another thread and goes on with the request itself. So a request
-//! never waits for a hand-over, and a slow driver call never keeps other clients' requests from being read.
+//! never waits for a hand-over, and a slow driver call never keeps other clients' requests from being read. When there
+//! are too many slow calls nobody is left to take the turn: then the one reader only refuses, interrupts and closes.
 
 use std::cell::Cell;
 use std::io;
@@ -13,32 +14,32 @@ use std::thread;
 use super::channel::{Channel, READ_BUFFER};
 use super::request::{ParseError, Request, parse};
 
-/// Driver calls that may be under way at once on one channel; above it requests wait in the kernel.
-const MAX_THREADS: usize = 64;
+/// Threads of one channel, so driver calls that may be under way at once, and the reader.
+const MAX_THREADS: usize = 128;
 /// Threads that wait for a turn; further ones end.
 const MAX_IDLE: usize = 1;
 
 /// Serves requests.
 pub trait Handler: Send + Sync + 'static {
-    /// Serves `request`. Before anything that may block, `turn` must be passed.
+    /// Serves `request`. Before anything that may block, `turn` must be passed; where that fails, nothing may block.
     fn handle(&self, request: Request<'_>, turn: &Turn<'_>);
-
-    /// The channel has ended; no request will come any more.
-    fn ended(&self) {}
 }
 
 /// The role of the channel's reader, held while [`Handler::handle`] runs.
 pub struct Turn<'a> {
-    pass: &'a dyn Fn(),
+    pass: &'a dyn Fn() -> bool,
     passed: Cell<bool>,
 }
 
 impl Turn<'_> {
-    /// Lets another thread read the next request. Calling it again does nothing.
-    pub fn pass(&self) {
-        if !self.passed.replace(true) {
-            (self.pass)();
+    /// Lets another thread read the next request. `false`: there is none, and this one stays the reader. Calling it
+    /// again does nothing more.
+    #[must_use]
+    pub fn pass(&self) -> bool {
+        if !self.passed.get() {
+            self.passed.set((self.pass)());
         }
+        self.passed.get()
     }
 }
 
@@ -83,10 +84,7 @@ pub fn serve<H: Handler>(channel: Arc<Channel>, handler: H) -> io::Result<()> {
     while state.threads > 0 {
         state = readers.left.wait(state).unwrap_or_else(PoisonError::into_inner);
     }
-    let result = state.ended.take().unwrap_or(Ok(()));
-    drop(state);
-    readers.handler.ended();
-    result
+    state.ended.take().unwrap_or(Ok(()))
 }
 
 impl<H: Handler> Readers<H> {
@@ -159,25 +157,35 @@ impl<H: Handler> Readers<H> {
         }
     }
 
-    fn pass(this: &Arc<Self>) {
+    fn pass(this: &Arc<Self>) -> bool {
         let mut state = this.lock();
-        state.reading = false;
         if state.idle > 0 {
+            state.reading = false;
             drop(state);
             this.turn.notify_one();
-        } else if state.threads < MAX_THREADS {
-            state.threads += 1;
-            drop(state);
-            let new = Arc::clone(this);
-            let spawned = thread::Builder::new()
-                .name("cuse-reader".into())
-                .spawn(move || Self::run(&new));
-            if let Err(error) = spawned {
-                // Whoever finishes first reads on.
-                this.lock().threads -= 1;
-                tracing::warn!(%error, "no further thread for the requests of a node");
-            }
+            return true;
         }
+        if state.threads >= MAX_THREADS {
+            return false;
+        }
+        state.threads += 1;
+        state.reading = false;
+        drop(state);
+        let new = Arc::clone(this);
+        let spawned = thread::Builder::new()
+            .name("cuse-reader".into())
+            .spawn(move || Self::run(&new));
+        if let Err(error) = &spawned {
+            tracing::warn!(%error, "no further thread for the requests of a node");
+            let mut state = this.lock();
+            state.threads -= 1;
+            // Somebody who was waiting may have taken the role meanwhile.
+            if state.reading {
+                return true;
+            }
+            state.reading = true;
+        }
+        spawned.is_ok()
     }
 
     fn end(&self, result: io::Result<()>) {

@@ -233,7 +233,7 @@ fn requests_carry_their_caller_and_are_answered_in_any_order_from_any_thread() {
             panic!("an OPEN")
         };
         assert_eq!(flags.0, libc::O_RDWR);
-        turn.pass();
+        assert!(turn.pass());
         kept.send(reply).expect("kept");
     });
     served.next(|request, _| {
@@ -275,7 +275,7 @@ fn a_request_that_blocks_does_not_keep_others_from_being_read() {
         served.kernel.send(FUSE_OPEN, 2, &open_in(0), &[]);
     }
     served.next(move |request, turn| {
-        turn.pass();
+        assert!(turn.pass());
         blocked.recv_timeout(PATIENCE).expect("released");
         let Operation::Open { reply, .. } = request.operation else {
             panic!("an OPEN")
@@ -284,8 +284,8 @@ fn a_request_that_blocks_does_not_keep_others_from_being_read() {
     });
     for fh in 2..6 {
         served.next(move |request, turn| {
-            turn.pass();
-            turn.pass();
+            assert!(turn.pass());
+            assert!(turn.pass());
             let Operation::Open { reply, .. } = request.operation else {
                 panic!("an OPEN")
             };
@@ -303,11 +303,56 @@ fn a_request_that_blocks_does_not_keep_others_from_being_read() {
 }
 
 #[test]
+fn with_too_many_calls_under_way_the_last_reader_still_reads_and_says_so() {
+    let served = Served::new();
+    let (release, blocked) = mpsc::channel::<()>();
+    let blocked = Arc::new(Mutex::new(blocked));
+    let (report, passed) = mpsc::channel();
+    for unique in 1..=128u64 {
+        let (report, blocked) = (report.clone(), Arc::clone(&blocked));
+        served.next(move |request, turn| {
+            let Operation::Open { reply, .. } = request.operation else {
+                panic!("an OPEN")
+            };
+            let may_block = turn.pass();
+            report.send(may_block).expect("the test listens");
+            if may_block {
+                blocked
+                    .lock()
+                    .expect("no panic under it")
+                    .recv_timeout(PATIENCE)
+                    .expect("released");
+                reply.opened(1);
+            } else {
+                reply.error(Errno::ENOMEM);
+            }
+        });
+        served.kernel.send(FUSE_OPEN, unique * 2, &open_in(0), &[]);
+        assert_eq!(passed.recv_timeout(PATIENCE), Ok(unique < 128));
+    }
+    assert_eq!(
+        served.kernel.answer(),
+        Answer {
+            error: -libc::ENOMEM,
+            unique: 256,
+            payload: vec![]
+        }
+    );
+    for _ in 1..128 {
+        release.send(()).expect("they wait");
+    }
+    for _ in 1..128 {
+        assert_eq!(served.kernel.answer().error, 0);
+    }
+    served.end();
+}
+
+#[test]
 fn a_dropped_reply_and_a_panic_answer_eio_and_serving_goes_on() {
     let served = Served::new();
     served.next(|request, _| drop(request));
     served.next(|_, turn| {
-        turn.pass();
+        assert!(turn.pass());
         panic!("this panic belongs to the test");
     });
     served.next(|_, _| panic!("this panic belongs to the test"));
@@ -337,7 +382,7 @@ fn an_interrupt_right_behind_its_request_ends_it_with_erestartsys() {
             panic!("an IOCTL")
         };
         let ticket = ioctl.reply.channel().interrupts().watch(ioctl.reply.unique());
-        turn.pass();
+        assert!(turn.pass());
         wait.recv_timeout(PATIENCE).expect("the interrupt was handled");
         assert!(ticket.sleep(|| panic!("it came before")).is_err());
         ioctl.reply.restart();
@@ -346,7 +391,7 @@ fn an_interrupt_right_behind_its_request_ends_it_with_erestartsys() {
         let Operation::Interrupt { unique, channel } = request.operation else {
             panic!("an INTERRUPT")
         };
-        turn.pass();
+        assert!(turn.pass());
         channel.interrupts().interrupt(unique);
         may_sleep.send(()).expect("it waits");
     });
@@ -530,7 +575,7 @@ impl Handler for Polite {
             Operation::Write { reply, data, .. } => reply.written(u32::try_from(data.len()).unwrap_or(0)),
             Operation::Ioctl(ioctl) => ioctl.reply.result(0, &[]),
             Operation::Poll { reply, .. } => {
-                turn.pass();
+                assert!(turn.pass());
                 reply.ready(PollEvents::empty());
             }
             Operation::Interrupt { unique, channel } => channel.interrupts().interrupt(unique),

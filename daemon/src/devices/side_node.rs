@@ -59,11 +59,11 @@ pub enum SideNodeError {
         /// The real node.
         real: PathBuf,
     },
-    /// The kernel did not make the node.
-    #[error(
-        "the kernel did not make {path}: device number {major}:{minor} or the name is taken; \
-         is another vidcompatd running?"
-    )]
+    /// The same device twice.
+    #[error("{0} is given twice")]
+    Twice(PathBuf),
+    /// Another node got the name first.
+    #[error("{path} is not the node {major}:{minor} that was asked for; is another vidcompatd running?")]
     NotMade {
         /// Our name.
         path: PathBuf,
@@ -118,6 +118,22 @@ impl SideNode {
             });
         }
         Ok(node)
+    }
+
+    /// The side nodes for `paths`, none of them twice.
+    ///
+    /// # Errors
+    /// See [`SideNodeError`].
+    pub fn of_all(paths: &[PathBuf]) -> Result<Vec<Self>, SideNodeError> {
+        let mut nodes: Vec<Self> = Vec::new();
+        for path in paths {
+            let node = Self::of(path)?;
+            if nodes.contains(&node) {
+                return Err(SideNodeError::Twice(path.clone()));
+            }
+            nodes.push(node);
+        }
+        Ok(nodes)
     }
 
     fn check_device(&self) -> Result<(), SideNodeError> {
@@ -211,7 +227,8 @@ impl SideNode {
         })
     }
 
-    /// Removes our node by the kernel's own switch: requests that are under way fail, the channel ends.
+    /// Ends the channel by the kernel's own switch: requests that are under way fail, and readers see the end. Only
+    /// for a node that is known to be ours: the switch goes by the name.
     ///
     /// # Errors
     /// What sysfs says.

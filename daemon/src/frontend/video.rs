@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use fuser::{Errno as FuseErrno, IoctlFlags, PollEvents};
 use nix::poll::PollFlags;
@@ -14,16 +15,25 @@ use zerocopy::FromBytes;
 
 use crate::client::CallShape;
 use crate::cuse::{
-    Caller, ForIoctl, ForRead, Handler, IoctlRequest, Operation, Reply, Request, Ticket, Turn,
+    Caller, ForIoctl, ForRead, ForRelease, Handler, IoctlRequest, Operation, Reply, Request, Ticket, Turn,
 };
 use crate::session::{Blocking, Device, Session, Waiter};
 
 /// The front end of one real node.
 pub struct VideoNode {
     device: Arc<Device>,
-    sessions: Mutex<HashMap<u64, Arc<Session>>>,
+    sessions: Mutex<HashMap<u64, Open>>,
     next_fh: AtomicU64,
 }
+
+struct Open {
+    session: Arc<Session>,
+    uid: u32,
+}
+
+/// Files that one user may have open on one node, and all users together: each costs descriptors of ours.
+const MAX_OPEN_PER_USER: usize = 256;
+const MAX_OPEN: usize = 1024;
 
 impl VideoNode {
     /// Serves `device`.
@@ -38,26 +48,48 @@ impl VideoNode {
 
     /// The node goes away: every call that waits ends.
     pub fn shut_down(&self) {
-        let sessions: Vec<_> = self.sessions().values().cloned().collect();
+        let sessions: Vec<_> = self
+            .sessions()
+            .values()
+            .map(|open| Arc::clone(&open.session))
+            .collect();
         for session in sessions {
             session.shut_down();
         }
     }
 
-    fn sessions(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Session>>> {
+    fn sessions(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Open>> {
         // Changed by single calls only: never half done.
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn session(&self, fh: u64) -> Option<Arc<Session>> {
-        self.sessions().get(&fh).cloned()
+        self.sessions().get(&fh).map(|open| Arc::clone(&open.session))
     }
 
-    fn open(&self, flags: libc::c_int) -> Result<u64, Errno> {
+    fn open(&self, uid: u32, flags: libc::c_int) -> Result<u64, Errno> {
+        let (all, of_user) = {
+            let sessions = self.sessions();
+            (
+                sessions.len(),
+                sessions.values().filter(|open| open.uid == uid).count(),
+            )
+        };
+        if all >= MAX_OPEN || of_user >= MAX_OPEN_PER_USER {
+            return Err(Errno::ENFILE);
+        }
         let session = Session::open(&self.device, flags)?;
         let fh = self.next_fh.fetch_add(1, Ordering::Relaxed);
-        self.sessions().insert(fh, session);
+        self.sessions().insert(fh, Open { session, uid });
         Ok(fh)
+    }
+
+    fn release(&self, fh: u64, reply: Reply<ForRelease>) {
+        let open = self.sessions().remove(&fh);
+        if let Some(open) = open {
+            open.session.close();
+        }
+        reply.released();
     }
 
     fn ioctl(&self, caller: Caller, request: IoctlRequest<'_>, turn: &Turn<'_>) {
@@ -91,26 +123,38 @@ impl VideoNode {
                 let Ok(argument) = V4l2Buffer::read_from_bytes(input) else {
                     return reply.failed(Errno::ENOTTY.raw());
                 };
-                let waiter = IoctlWaiter::boxed(reply);
-                turn.pass();
-                session.dequeue(&argument, who, waiter);
+                let waiter = watched(reply);
+                if turn.pass() {
+                    session.dequeue(&argument, who, waiter);
+                } else {
+                    waiter.answer(Err(OVERLOADED));
+                }
             }
             Policy::Dqevent => {
-                let waiter = IoctlWaiter::boxed(reply);
-                turn.pass();
-                session.dequeue_event(row, who, waiter);
+                let waiter = watched(reply);
+                if turn.pass() {
+                    session.dequeue_event(row, who, waiter);
+                } else {
+                    waiter.answer(Err(OVERLOADED));
+                }
             }
             _ => {
                 let mut argument = vec![0; command.size()];
                 let given = input.len().min(argument.len());
                 argument[..given].copy_from_slice(&input[..given]);
-                turn.pass();
-                let outcome = session.ioctl(row, &mut argument, caller.tid);
+                let outcome = if turn.pass() {
+                    session.ioctl(row, &mut argument, caller.tid)
+                } else {
+                    Err(OVERLOADED)
+                };
                 answer(reply, row, outcome, &argument, out_size);
             }
         }
     }
 }
+
+/// So many calls hang in drivers or in clients' memory that no thread is left for another.
+const OVERLOADED: Errno = Errno::ENOMEM;
 
 /// Sends back what the driver would have copied back.
 fn answer(reply: Reply<ForIoctl>, row: &Row, outcome: Result<i32, Errno>, argument: &[u8], out_size: u32) {
@@ -131,19 +175,24 @@ impl Handler for Arc<VideoNode> {
         let Request { caller, operation } = request;
         match operation {
             Operation::Open { flags, reply } => {
-                turn.pass();
-                match self.open(flags.0) {
+                let opened = if turn.pass() {
+                    self.open(caller.uid, flags.0)
+                } else {
+                    Err(OVERLOADED)
+                };
+                match opened {
                     Ok(fh) => reply.opened(fh),
                     Err(errno) => reply.error(FuseErrno::from_i32(errno.raw())),
                 }
             }
             Operation::Release { fh, reply } => {
-                turn.pass();
-                let session = self.sessions().remove(&fh);
-                if let Some(session) = session {
-                    session.close();
+                if turn.pass() {
+                    self.release(fh, reply);
+                } else {
+                    // What hangs may be what this ends.
+                    let node = Arc::clone(self);
+                    thread::spawn(move || node.release(fh, reply));
                 }
-                reply.released();
             }
             Operation::Ioctl(ioctl) => self.ioctl(caller, ioctl, turn),
             Operation::Read {
@@ -155,21 +204,25 @@ impl Handler for Arc<VideoNode> {
             } => match self.session(fh) {
                 None => reply.error(FuseErrno::ENODEV),
                 Some(session) => {
-                    let waiter = ReadWaiter::boxed(reply);
-                    turn.pass();
-                    session.read(offset, size as usize, flags.0 & libc::O_NONBLOCK != 0, waiter);
+                    let waiter = watched(reply);
+                    let nonblocking = flags.0 & libc::O_NONBLOCK != 0;
+                    if turn.pass() {
+                        session.read(offset, size as usize, caller.tid, nonblocking, waiter);
+                    } else {
+                        waiter.answer(Err(OVERLOADED));
+                    }
                 }
             },
             Operation::Write { fh, data, reply, .. } => match self.session(fh) {
                 None => reply.error(FuseErrno::ENODEV),
-                Some(session) => {
-                    let data = data.to_vec();
-                    turn.pass();
-                    match session.write(&data) {
-                        Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
-                        Err(errno) => reply.error(FuseErrno::from_i32(errno.raw())),
-                    }
-                }
+                Some(session) => match if turn.pass() {
+                    session.write(data)
+                } else {
+                    Err(OVERLOADED)
+                } {
+                    Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
+                    Err(errno) => reply.error(FuseErrno::from_i32(errno.raw())),
+                },
             },
             Operation::Poll {
                 fh,
@@ -178,9 +231,7 @@ impl Handler for Arc<VideoNode> {
                 schedule_notify,
                 reply,
             } => match self.session(fh) {
-                None => reply.ready(PollEvents::POLLERR | PollEvents::POLLHUP),
-                Some(session) => {
-                    turn.pass();
+                Some(session) if turn.pass() => {
                     let channel = Arc::clone(reply.channel());
                     let notify: Option<Box<dyn Fn() + Send>> = if schedule_notify {
                         Some(Box::new(move || channel.notify_poll(kh)))
@@ -189,10 +240,14 @@ impl Handler for Arc<VideoNode> {
                     };
                     reply.ready(to_fuse(session.poll(from_fuse(events), notify)));
                 }
+                _ => reply.ready(PollEvents::POLLERR | PollEvents::POLLHUP),
             },
             Operation::Interrupt { unique, channel } => {
-                turn.pass();
-                channel.interrupts().interrupt(unique);
+                if turn.pass() {
+                    channel.interrupts().interrupt(unique);
+                } else {
+                    thread::spawn(move || channel.interrupts().interrupt(unique));
+                }
             }
         }
     }
@@ -210,72 +265,72 @@ fn to_fuse(flags: PollFlags) -> PollEvents {
     PollEvents::from_bits_retain(u32::from(flags.bits().cast_unsigned()))
 }
 
-/// An ioctl that may wait: watched for an interrupt since it was read.
-struct IoctlWaiter {
-    reply: Reply<ForIoctl>,
+/// A request that may wait: watched for an interrupt since it was read.
+struct Watched<K> {
+    reply: Reply<K>,
     ticket: Ticket,
 }
 
-impl IoctlWaiter {
-    /// To be made before the turn is passed: an interrupt can come right behind its request.
-    fn boxed(reply: Reply<ForIoctl>) -> Box<dyn Waiter> {
-        let ticket = reply.channel().interrupts().watch(reply.unique());
-        Box::new(Self { reply, ticket })
-    }
+/// To be called before the turn is passed: an interrupt can come right behind its request.
+fn watched<K>(reply: Reply<K>) -> Box<dyn Waiter>
+where
+    K: Send + 'static,
+    Reply<K>: Outcome,
+{
+    let ticket = reply.channel().interrupts().watch(reply.unique());
+    Box::new(Watched { reply, ticket })
 }
 
-impl Waiter for IoctlWaiter {
-    fn id(&self) -> u64 {
-        self.ticket.unique()
-    }
+/// How a request that may wait ends.
+trait Outcome {
+    fn give(self, outcome: Result<&[u8], Errno>);
+    fn give_restart(self);
+}
 
-    fn sleep(&mut self, wake: Box<dyn FnOnce() + Send>) -> bool {
-        self.ticket.sleep(wake).is_ok()
-    }
-
-    fn answer(self: Box<Self>, outcome: Result<&[u8], Errno>) {
+impl Outcome for Reply<ForIoctl> {
+    fn give(self, outcome: Result<&[u8], Errno>) {
         match outcome {
-            Ok(argument) => self.reply.result(0, argument),
-            Err(errno) => self.reply.failed(errno.raw()),
+            Ok(argument) => self.result(0, argument),
+            Err(errno) => self.failed(errno.raw()),
         }
     }
 
-    fn restart(self: Box<Self>) {
-        self.reply.restart();
+    fn give_restart(self) {
+        self.restart();
     }
 }
 
-/// A read(2) that may wait.
-struct ReadWaiter {
-    reply: Reply<ForRead>,
-    ticket: Ticket,
-}
-
-impl ReadWaiter {
-    fn boxed(reply: Reply<ForRead>) -> Box<dyn Waiter> {
-        let ticket = reply.channel().interrupts().watch(reply.unique());
-        Box::new(Self { reply, ticket })
-    }
-}
-
-impl Waiter for ReadWaiter {
-    fn id(&self) -> u64 {
-        self.ticket.unique()
-    }
-
-    fn sleep(&mut self, wake: Box<dyn FnOnce() + Send>) -> bool {
-        self.ticket.sleep(wake).is_ok()
-    }
-
-    fn answer(self: Box<Self>, outcome: Result<&[u8], Errno>) {
+impl Outcome for Reply<ForRead> {
+    fn give(self, outcome: Result<&[u8], Errno>) {
         match outcome {
-            Ok(bytes) => self.reply.data(bytes),
-            Err(errno) => self.reply.error(FuseErrno::from_i32(errno.raw())),
+            Ok(bytes) => self.data(bytes),
+            Err(errno) => self.error(FuseErrno::from_i32(errno.raw())),
         }
     }
 
-    fn restart(self: Box<Self>) {
+    fn give_restart(self) {
         // A read has no way to say -ERESTARTSYS through FUSE: the header takes errors up to 511 only.
-        self.reply.error(FuseErrno::EINTR);
+        self.error(FuseErrno::EINTR);
+    }
+}
+
+impl<K: Send> Waiter for Watched<K>
+where
+    Reply<K>: Outcome,
+{
+    fn id(&self) -> u64 {
+        self.ticket.unique()
+    }
+
+    fn sleep(&mut self, wake: Box<dyn FnOnce() + Send>) -> bool {
+        self.ticket.sleep(wake).is_ok()
+    }
+
+    fn answer(self: Box<Self>, outcome: Result<&[u8], Errno>) {
+        self.reply.give(outcome);
+    }
+
+    fn restart(self: Box<Self>) {
+        self.reply.give_restart();
     }
 }

@@ -1,7 +1,7 @@
 //! Memory that a device can fill and we can read: the providers of bounce buffers.
 //!
 //! Which provider serves is decided once per REQBUFS, by trying (`session::allocate`): a driver does not tell whether
-//! it can import what a heap gives. Nothing here knows of clients' addresses or of queues.
+//! it can import what a heap gives. Nothing here knows of clients' addresses or of a queue's state.
 
 mod budget;
 mod heap;
@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use vidcompat_proto::queue::Backing;
 
-use crate::sys::{Mapping, SyncDirection};
+use crate::sys::Mapping;
 
 pub use budget::{Budget, Charge, OverBudget};
 pub use heap::{Heap, HeapError};
@@ -72,6 +72,6 @@ impl BounceBuffer {
 
     /// The bytes, for as long as the guard lives: what the device wrote before is seen.
     pub fn read_access(&self) -> CpuAccess<'_> {
-        CpuAccess::begin(&self.mapping, self.dma_buf(), SyncDirection::Read)
+        CpuAccess::begin(&self.mapping, self.dma_buf())
     }
 }

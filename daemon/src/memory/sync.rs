@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use crate::sys::{Mapping, SyncDirection, sync_end, sync_start};
+use crate::sys::{Mapping, sync_end, sync_start};
 
 /// Between begin and drop the CPU sees what the device wrote: `DMA_BUF_IOCTL_SYNC` around the access, which vb2 never
 /// does for imports (videobuf2-core.c:415).
@@ -10,25 +10,16 @@ use crate::sys::{Mapping, SyncDirection, sync_end, sync_start};
 pub struct CpuAccess<'a> {
     mapping: &'a Mapping,
     dma_buf: Option<BorrowedFd<'a>>,
-    direction: SyncDirection,
 }
 
 impl<'a> CpuAccess<'a> {
-    pub(super) fn begin(
-        mapping: &'a Mapping,
-        dma_buf: Option<BorrowedFd<'a>>,
-        direction: SyncDirection,
-    ) -> Self {
+    pub(super) fn begin(mapping: &'a Mapping, dma_buf: Option<BorrowedFd<'a>>) -> Self {
         if let Some(fd) = dma_buf
-            && let Err(error) = sync_start(fd, direction)
+            && let Err(error) = sync_start(fd)
         {
             tracing::warn!(%error, "the exporter of a buffer refused a cache sync");
         }
-        Self {
-            mapping,
-            dma_buf,
-            direction,
-        }
+        Self { mapping, dma_buf }
     }
 
     /// The bytes.
@@ -40,7 +31,7 @@ impl<'a> CpuAccess<'a> {
 impl Drop for CpuAccess<'_> {
     fn drop(&mut self) {
         if let Some(fd) = self.dma_buf
-            && let Err(error) = sync_end(fd, self.direction)
+            && let Err(error) = sync_end(fd)
         {
             tracing::warn!(%error, "the exporter of a buffer refused to end a cache sync");
         }

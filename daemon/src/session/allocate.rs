@@ -50,6 +50,7 @@ impl Provider {
 impl Session {
     /// `VIDIOC_REQBUFS`
     pub(super) fn reqbufs(&self, request: &mut V4l2RequestBuffers, tid: u32) -> Result<(), Errno> {
+        self.stop_watching();
         let mut state = self.lock();
         state.queue.reqbufs(request)?;
         let capabilities = self.device.queue_capabilities(&self.node, request.buf_type)?;
@@ -60,7 +61,7 @@ impl Session {
                 flags: 0,
                 ..*request
             };
-            self.ask(state, &mut device)?;
+            self.ask(state, &mut device, capabilities)?;
             let Err(enough) = self.fill(state, request.buf_type, device.count, provider, tid)? else {
                 return Ok(());
             };
@@ -69,7 +70,7 @@ impl Session {
                 count: enough,
                 ..device
             };
-            self.ask(state, &mut device)?;
+            self.ask(state, &mut device, capabilities)?;
             self.fill(state, request.buf_type, device.count, provider, tid)?
                 .map_err(|_| Errno::ENOMEM.into())
         })?;
@@ -82,6 +83,7 @@ impl Session {
 
     /// `VIDIOC_CREATE_BUFS`
     pub(super) fn create_bufs(&self, request: &mut V4l2CreateBuffers, tid: u32) -> Result<(), Errno> {
+        self.stop_watching();
         let mut state = self.lock();
         state.queue.create_bufs(request)?;
         let buf_type = request.format.buf_type;
@@ -94,10 +96,12 @@ impl Session {
         };
         match state.provider() {
             Some(provider) => {
+                // Before the device is asked: what it has then made it keeps.
+                let client = self.caller(tid)?;
                 device = ask(provider);
                 self.node.create_bufs(&mut device)?;
                 if asked.count > 0 {
-                    self.extend(&mut state, &device, provider, tid)?;
+                    self.extend(&mut state, &device, provider, client.client())?;
                 }
             }
             None => {
@@ -128,12 +132,13 @@ impl Session {
         capabilities: u32,
         mut serve: impl FnMut(&mut State, Provider) -> Result<(), Failure>,
     ) -> Result<(), Errno> {
+        let may_have = |capability| capabilities == 0 || capabilities & capability != 0;
         let heap = self
             .device
             .heap()
-            .filter(|_| capabilities & buf_cap::DMABUF != 0)
+            .filter(|_| may_have(buf_cap::DMABUF))
             .map(|_| Provider::DmaHeap);
-        let own = Some(Provider::Exporter).filter(|_| capabilities & buf_cap::MMAP != 0);
+        let own = Some(Provider::Exporter).filter(|_| may_have(buf_cap::MMAP));
         let mut outcome = Err(Errno::EINVAL);
         for provider in heap.into_iter().chain(own) {
             match serve(state, provider) {
@@ -146,7 +151,12 @@ impl Session {
     }
 
     /// REQBUFS on the device; afterwards the state knows what the device still holds.
-    fn ask(&self, state: &mut State, request: &mut V4l2RequestBuffers) -> Result<(), Errno> {
+    fn ask(
+        &self,
+        state: &mut State,
+        request: &mut V4l2RequestBuffers,
+        capabilities: u32,
+    ) -> Result<(), Failure> {
         match self.node.reqbufs(request) {
             Ok(()) => {
                 state.forget_buffers();
@@ -162,7 +172,12 @@ impl Session {
                 if self.node.buffer_ioctl(QueueOp::Querybuf, &mut first).is_err() {
                     state.forget_buffers();
                 }
-                Err(errno)
+                // A driver that does not tell what it has says so here.
+                if errno == Errno::EINVAL && capabilities == 0 {
+                    Err(Failure::TryNext(errno))
+                } else {
+                    Err(errno.into())
+                }
             }
         }
     }
@@ -180,8 +195,9 @@ impl Session {
         if count == 0 {
             return Ok(Ok(()));
         }
-        let made = self.client(tid).map(|client| {
-            let made = self.make(state, buf_type, 0..count, provider, &client);
+        let made = self.caller(tid).map(|caller| {
+            let client = caller.client();
+            let made = self.make(state, buf_type, 0..count, provider, client);
             made.and_then(|()| self.try_import(state, buf_type))
         });
         let outcome = match made {
@@ -190,7 +206,7 @@ impl Session {
                 return Ok(Ok(()));
             }
             Ok(Err(Unserved::Refused(errno))) => {
-                tracing::info!(
+                tracing::debug!(
                     device = %self.device.path().display(), %errno, ?provider,
                     "the device does not take this memory; trying the next provider"
                 );
@@ -213,30 +229,30 @@ impl Session {
         outcome
     }
 
-    /// Further buffers for a queue that has some: no trial, others may be queued. Those that there is no memory for
-    /// exist in the device, which cannot take them back; their QBUF says ENOMEM.
+    /// Further buffers for a queue that has some: no trial, others may be queued. Those that cannot be served exist in
+    /// the device, which cannot take them back; their QBUF says ENOMEM.
     fn extend(
         &self,
         state: &mut State,
         created: &V4l2CreateBuffers,
         provider: Provider,
-        tid: u32,
+        client: &Client,
     ) -> Result<(), Errno> {
-        let client = self.client(tid)?;
         let end = created.index.saturating_add(created.count);
         let buf_type = created.format.buf_type;
-        match self.make(state, buf_type, created.index..end, provider, &client) {
-            Ok(()) => Ok(()),
-            Err(Unserved::Refused(errno)) => Err(errno),
-            Err(Unserved::Short(_)) => {
-                for index in state.queue.len()..end {
-                    let length = self.query(buf_type, index)?.length;
-                    state.queue.allocated(buf_type, length);
-                    state.slots.push(Slot::default());
-                }
-                Err(Errno::ENOMEM)
-            }
+        let errno = match self.make(state, buf_type, created.index..end, provider, client) {
+            Ok(()) => return Ok(()),
+            Err(Unserved::Refused(errno)) => errno,
+            Err(Unserved::Short(_)) => Errno::ENOMEM,
+        };
+        for index in state.queue.len()..end {
+            let length = self
+                .query(buf_type, index)
+                .map_or(u32::MAX, |described| described.length);
+            state.queue.allocated(buf_type, length);
+            state.slots.push(Slot::default());
         }
+        Err(errno)
     }
 
     fn query(&self, buf_type: u32, index: u32) -> Result<V4l2Buffer, Errno> {
@@ -263,7 +279,9 @@ impl Session {
             let charge = match self.charge(client, described.length) {
                 Ok(charge) => charge,
                 Err(over) => {
-                    tracing::warn!(device = %self.device.path().display(), pid = %client.process(), "{over}");
+                    if self.device.may_complain() {
+                        tracing::warn!(device = %self.device.path().display(), pid = %client.process(), "{over}");
+                    }
                     return Err(short);
                 }
             };

@@ -1,11 +1,14 @@
 //! QUERYBUF, QBUF, PREPARE_BUF, STREAMON and STREAMOFF.
 
+use std::sync::Arc;
+
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::v4l2::V4l2Buffer;
 use vidcompat_proto::ioctl::QueueOp;
-use vidcompat_proto::queue::{Next, Queue};
+use vidcompat_proto::queue::{Claim, Next, Queue};
 
 use super::{Session, State};
+use crate::client::BlockedThread;
 
 impl Session {
     /// `VIDIOC_QUERYBUF`
@@ -24,28 +27,36 @@ impl Session {
 
     /// `VIDIOC_QBUF` and `VIDIOC_PREPARE_BUF`: `op` says which.
     pub(super) fn give(&self, op: QueueOp, buffer: &mut V4l2Buffer, tid: u32) -> Result<(), Errno> {
-        let client = self.client(tid)?;
-        let mut state = self.lock();
-        let next = match op {
-            QueueOp::PrepareBuf => state.queue.prepare_buf(buffer, client.key()),
-            _ => state.queue.qbuf(buffer, client.key()),
-        }?;
-        match next {
-            Next::AskDevice => return self.ask_why_not(op, buffer),
-            Next::Acquire(claim) => {
-                if let Err(fault) = client.check_writable(claim.client_addr, claim.length) {
-                    tracing::debug!(
-                        device = %self.device.path().display(), pid = %client.process(),
-                        client_addr = format_args!("{:#x}", claim.client_addr), length = claim.length, %fault,
-                        "QBUF refused: the frame could not be written there"
-                    );
-                    state.queue.acquire_failed(buffer.index);
-                    return Err(Errno::EFAULT);
+        let caller = self.caller(tid)?;
+        let mut checked = None;
+        let mut state = loop {
+            let mut state = self.lock();
+            let next = match op {
+                QueueOp::PrepareBuf => state.queue.prepare_buf(buffer, caller.client().key()),
+                _ => state.queue.qbuf(buffer, caller.client().key()),
+            }?;
+            match (next, checked) {
+                (Next::AskDevice, _) => return self.ask_why_not(op, buffer),
+                (Next::Ready, _) => break state,
+                (Next::Acquire(claim), Some((same, outcome))) if same == claim => {
+                    if let Err(errno) = outcome {
+                        state.queue.acquire_failed(buffer.index);
+                        return Err(errno);
+                    }
+                    state.queue.acquired(buffer.index, claim);
+                    if let Some(slot) = state.slots.get_mut(buffer.index as usize) {
+                        slot.client = Some(Arc::clone(caller.client()));
+                    }
+                    break state;
                 }
-                state.queue.acquired(buffer.index, claim);
+                // Not under the lock: the memory may be slow on purpose. Then the core is asked again, for another
+                // thread may have been faster.
+                (Next::Acquire(claim), _) => {
+                    drop(state);
+                    checked = Some((claim, self.check(&caller, claim)));
+                }
             }
-            Next::Ready => {}
-        }
+        };
         let bounce = state
             .slots
             .get(buffer.index as usize)
@@ -63,11 +74,21 @@ impl Session {
             QueueOp::PrepareBuf => state.queue.prepared(buffer.index),
             _ => state.queue.queued(buffer.index),
         }
-        if let Some(slot) = state.slots.get_mut(buffer.index as usize) {
-            slot.client = Some(client);
-        }
         *buffer = state.queue.reply(&device);
         Ok(())
+    }
+
+    fn check(&self, caller: &BlockedThread, claim: Claim) -> Result<(), Errno> {
+        caller
+            .check_writable(claim.client_addr, claim.length)
+            .map_err(|fault| {
+                tracing::debug!(
+                    device = %self.device.path().display(), pid = %caller.client().process(),
+                    client_addr = format_args!("{:#x}", claim.client_addr), length = claim.length, %fault,
+                    "QBUF refused: the frame could not be written there"
+                );
+                Errno::EFAULT
+            })
     }
 
     /// This file has no buffers: the device says why the call fails.

@@ -8,8 +8,8 @@ use vidcompat_proto::ioctl::{QueueOp, queue_row};
 use vidcompat_proto::queue::{Delivery, Queue};
 use zerocopy::IntoBytes;
 
-use super::{Blocking, BoxedWaiter, Session, State};
-use crate::client::Client;
+use super::{Blocking, BoxedWaiter, Dequeuer, Session, State};
+use crate::client::{BlockedThread, Client};
 use crate::memory::BounceBuffer;
 
 /// A buffer that the device has given back, its bytes not yet with the client.
@@ -25,42 +25,33 @@ impl Session {
         if !self.device.knows(&self.node, queue_row(QueueOp::Dqbuf)) {
             return waiter.answer(Err(Errno::ENOTTY));
         }
-        let mut nonblocking = None;
-        let outcome = loop {
-            let mut state = self.lock();
-            match (self.try_dequeue(&mut state, argument), nonblocking) {
-                (Err(Errno::EAGAIN), None) => {
-                    // Looking takes a while: not under the lock, and then the device is asked once more.
-                    drop(state);
-                    nonblocking = Some(self.is_nonblocking(who));
-                }
-                (Err(Errno::EAGAIN), Some(false)) => {
-                    if state.ending {
-                        break Err(Errno::ENODEV);
-                    }
-                    let (weak, id) = (Arc::downgrade(self), waiter.id());
-                    let wake = move || {
-                        if let Some(session) = weak.upgrade() {
-                            session.interrupt_dequeuer(id);
-                        }
-                    };
-                    if !waiter.sleep(Box::new(wake)) {
-                        drop(state);
-                        return waiter.restart();
-                    }
-                    state.queue.set_waiting(true);
-                    state.dequeuer = Some(waiter);
-                    let wanted = state.wanted();
-                    drop(state);
-                    self.watch_for(wanted);
-                    // A buffer that came before the watch looked.
-                    self.advance_dequeuer();
-                    return;
-                }
-                (outcome, _) => break outcome,
-            }
+        // Only for the way that the bytes take: whose they are was settled when they were queued.
+        let caller = self.caller(who.tid).ok();
+        let first = self.try_dequeue(&mut self.lock(), argument);
+        if !matches!(first, Err(Errno::EAGAIN)) || self.is_nonblocking(who) {
+            return self.finish(waiter, caller.as_ref(), first);
+        }
+        let mut state = self.lock();
+        // Another thread may have gone to sleep meanwhile.
+        let may_sleep = if state.ending {
+            Err(Errno::ENODEV)
+        } else {
+            state.queue.dqbuf(argument)
         };
-        self.finish(waiter, outcome);
+        if let Err(errno) = may_sleep {
+            drop(state);
+            return waiter.answer(Err(errno));
+        }
+        if !self.sleep(&mut waiter, Session::interrupt_dequeuer) {
+            drop(state);
+            return waiter.restart();
+        }
+        state.queue.set_waiting(true);
+        state.dequeuer = Some(Dequeuer { waiter, caller });
+        self.watch_for(&state);
+        drop(state);
+        // A buffer that came before the watch looked.
+        self.advance_dequeuer();
     }
 
     /// Asks the device, without waiting.
@@ -80,10 +71,10 @@ impl Session {
         })
     }
 
-    fn finish(&self, waiter: BoxedWaiter, outcome: Result<Dequeued, Errno>) {
+    fn finish(&self, waiter: BoxedWaiter, caller: Option<&BlockedThread>, outcome: Result<Dequeued, Errno>) {
         match outcome {
             Ok(dequeued) => {
-                let reply = self.deliver(dequeued);
+                let reply = self.deliver(dequeued, caller);
                 waiter.answer(Ok(reply.as_bytes()));
             }
             Err(errno) => waiter.answer(Err(errno)),
@@ -92,7 +83,7 @@ impl Session {
 
     /// Copies the frame. Where it cannot be delivered, because the client's memory has gone since QBUF, the buffer is
     /// flagged as the API flags damaged data: a driver would have written pages that nobody can see any more.
-    fn deliver(&self, dequeued: Dequeued) -> V4l2Buffer {
+    fn deliver(&self, dequeued: Dequeued, caller: Option<&BlockedThread>) -> V4l2Buffer {
         let Dequeued { mut reply, bytes } = dequeued;
         let Some((delivery, buffer, client)) = bytes else {
             tracing::error!(device = %self.device.path().display(), index = reply.index, "the driver gave back a buffer that it did not have");
@@ -104,10 +95,11 @@ impl Session {
             access.mapping(),
             delivery.bytes as usize,
             delivery.claim.client_addr,
+            caller,
         );
         drop(access);
         if let Err(fault) = written {
-            tracing::info!(
+            tracing::debug!(
                 device = %self.device.path().display(), pid = %client.process(), index = reply.index, %fault,
                 "a frame could not be delivered to the client; the buffer is flagged as damaged"
             );
@@ -119,7 +111,7 @@ impl Session {
     /// Serves the sleeping DQBUF if the device has an answer. Was there one?
     pub(super) fn advance_dequeuer(&self) -> bool {
         let mut state = self.lock();
-        let Some(waiter) = state.dequeuer.take() else {
+        let Some(dequeuer) = state.dequeuer.take() else {
             return false;
         };
         state.queue.set_waiting(false);
@@ -130,11 +122,11 @@ impl Session {
         match self.try_dequeue(&mut state, &argument) {
             Err(Errno::EAGAIN) => {
                 state.queue.set_waiting(true);
-                state.dequeuer = Some(waiter);
+                state.dequeuer = Some(dequeuer);
             }
             outcome => {
                 drop(state);
-                self.finish(waiter, outcome);
+                self.finish(dequeuer.waiter, dequeuer.caller.as_ref(), outcome);
             }
         }
         true
@@ -142,13 +134,10 @@ impl Session {
 
     fn interrupt_dequeuer(&self, id: u64) {
         let mut state = self.lock();
-        if state.dequeuer.as_ref().is_some_and(|waiter| waiter.id() == id) {
-            let waiter = state.dequeuer.take();
+        if let Some(dequeuer) = state.dequeuer.take_if(|dequeuer| dequeuer.waiter.id() == id) {
             state.queue.set_waiting(false);
             drop(state);
-            if let Some(waiter) = waiter {
-                waiter.restart();
-            }
+            dequeuer.waiter.restart();
         }
     }
 }

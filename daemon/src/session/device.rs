@@ -1,12 +1,16 @@
 //! What all sessions of one real node share: where it is, what it can do, what may be spent on it.
 
 use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use vidcompat_proto::Errno;
-use vidcompat_proto::abi::v4l2::{V4l2RequestBuffers, buf_cap, memory};
+use vidcompat_proto::abi::v4l2::{V4l2RequestBuffers, memory};
 use vidcompat_proto::ioctl::Row;
 
 use crate::backend::v4l2::RealNode;
@@ -21,32 +25,75 @@ pub struct DeviceOptions {
     pub budget: Arc<Budget>,
 }
 
+/// A device node: file system, inode, device number. A node that is made anew has another inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity(u64, u64, u64);
+
+impl Identity {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self(metadata.dev(), metadata.ino(), metadata.rdev())
+    }
+}
+
 /// A real node, and what has been learned of its driver.
 #[derive(Debug)]
 pub struct Device {
     path: PathBuf,
     options: DeviceOptions,
     runtime: Handle,
-    known: Mutex<HashMap<u8, bool>>,
+    /// What was at `path` when we began: another device there is not ours to lend.
+    identity: Identity,
+    /// By number: does the driver know the ioctl?
+    known: [OnceLock<bool>; 256],
     capabilities: Mutex<HashMap<u32, u32>>,
+    complained: Mutex<Option<Instant>>,
 }
+
+/// Complaints about single calls of clients: one in this time, or a client could flood the log.
+const COMPLAINTS: Duration = Duration::from_secs(10);
 
 impl Device {
     /// The node at `path`; its sessions wait for the device on `runtime`.
-    #[must_use]
-    pub fn new(path: PathBuf, options: DeviceOptions, runtime: Handle) -> Arc<Self> {
-        Arc::new(Self {
+    ///
+    /// # Errors
+    /// Nothing is there.
+    pub fn new(path: PathBuf, options: DeviceOptions, runtime: Handle) -> io::Result<Arc<Self>> {
+        let identity = Identity::of(&fs::metadata(&path)?);
+        Ok(Arc::new(Self {
             path,
             options,
             runtime,
-            known: Mutex::default(),
+            identity,
+            known: [const { OnceLock::new() }; 256],
             capabilities: Mutex::default(),
-        })
+            complained: Mutex::default(),
+        }))
     }
 
     /// Where the real node is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// `node`, if it is the device that was here when we began.
+    pub(super) fn is_still(&self, node: RealNode) -> io::Result<RealNode> {
+        if Identity::of(&node.metadata()?) == self.identity {
+            return Ok(node);
+        }
+        if self.may_complain() {
+            tracing::warn!(device = %self.path.display(), "another device has taken this name; restart vidcompatd to serve it");
+        }
+        Err(io::Error::from_raw_os_error(libc::ENODEV))
+    }
+
+    /// May a complaint about a client's call be logged now?
+    pub(super) fn may_complain(&self) -> bool {
+        let mut last = self.complained.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = last.is_none_or(|last| last.elapsed() >= COMPLAINTS);
+        if may {
+            *last = Some(Instant::now());
+        }
+        may
     }
 
     pub(super) fn runtime(&self) -> &Handle {
@@ -64,13 +111,10 @@ impl Device {
     /// Does the driver know the ioctl of `row`, which has a probe? Asked once.
     pub(super) fn knows(&self, node: &RealNode, row: &'static Row) -> bool {
         let Some(probe) = row.probe else { return true };
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        *known
-            .entry(probe)
-            .or_insert_with(|| node.knows(vidcompat_proto::ioctl::row(probe)))
+        *self.known[usize::from(probe)].get_or_init(|| node.knows(vidcompat_proto::ioctl::row(probe)))
     }
 
-    /// `V4L2_BUF_CAP_*` of the real queue. Asked once for each buffer type, by REQBUFS with count 0, which frees
+    /// `V4L2_BUF_CAP_*` of the real queue; 0 where the driver does not tell (it is no vb2 driver). Asked once for each buffer type, by REQBUFS with count 0, which frees
     /// nothing but this file's own buffers.
     ///
     /// # Errors
@@ -90,11 +134,7 @@ impl Device {
             ..V4l2RequestBuffers::default()
         };
         node.reqbufs(&mut request)?;
-        // Kernels before 4.20 say nothing; every driver has MMAP, and an import that fails is noticed.
-        let capabilities = match request.capabilities {
-            0 => buf_cap::MMAP | buf_cap::DMABUF,
-            told => told,
-        };
+        let capabilities = request.capabilities;
         self.capabilities
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -34,20 +34,13 @@ impl Session {
                     drop(state);
                     return waiter.answer(Err(Errno::ENODEV));
                 }
-                let (weak, id) = (Arc::downgrade(self), waiter.id());
-                let wake = move || {
-                    if let Some(session) = weak.upgrade() {
-                        session.interrupt_event(id);
-                    }
-                };
-                if !waiter.sleep(Box::new(wake)) {
+                if !self.sleep(&mut waiter, Session::interrupt_event) {
                     drop(state);
                     return waiter.restart();
                 }
                 state.events.0.push_back((row, waiter));
-                let wanted = state.wanted();
+                self.watch_for(&state);
                 drop(state);
-                self.watch_for(wanted);
                 self.advance_events();
             }
             outcome => waiter.answer(outcome.map(|_| event.as_slice())),

@@ -24,7 +24,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::backend::v4l2::RealNode;
 use crate::backend::{Wanted, Watch};
-use crate::client::{CallShape, Client, Clients, is_admin};
+use crate::client::{BlockedThread, CallShape, Client, Clients, is_admin};
 use crate::memory::BounceBuffer;
 
 use events::EventQueue;
@@ -48,6 +48,12 @@ pub trait Waiter: Send {
 /// A waiter on its own: nobody else answers it.
 pub type BoxedWaiter = Box<dyn Waiter>;
 
+/// One that sleeps in DQBUF, and the thread of its client that is blocked in it, where we can name that.
+struct Dequeuer {
+    waiter: BoxedWaiter,
+    caller: Option<BlockedThread>,
+}
+
 /// Who calls, and how: enough to find out whether the file is in non-blocking mode.
 #[derive(Clone, Copy, Debug)]
 pub struct Blocking {
@@ -69,7 +75,7 @@ struct State {
     queue: Queue,
     slots: Vec<Slot>,
     /// The one that sleeps in DQBUF; vb2 allows no second.
-    dequeuer: Option<BoxedWaiter>,
+    dequeuer: Option<Dequeuer>,
     events: EventQueue,
     frames: FrameReader,
     poll: Option<PollWait>,
@@ -94,13 +100,15 @@ impl Session {
     /// # Errors
     /// What the driver says.
     pub fn open(device: &Arc<Device>, flags: libc::c_int) -> Result<Arc<Self>, Errno> {
-        let node = RealNode::open(device.path(), flags).map_err(|error| {
-            // The real node is gone while ours still stands: to the client that is a device without a driver.
-            match error.raw_os_error() {
-                Some(libc::ENOENT) | None => Errno::ENODEV,
-                Some(errno) => Errno::from_raw(errno),
-            }
-        })?;
+        let node = RealNode::open(device.path(), flags)
+            .and_then(|node| device.is_still(node))
+            .map_err(|error| {
+                // The real node is gone while ours still stands: to the client that is a device without a driver.
+                match error.raw_os_error() {
+                    Some(libc::ENOENT) | None => Errno::ENODEV,
+                    Some(errno) => Errno::from_raw(errno),
+                }
+            })?;
         let descriptor = node.descriptor();
         let session = Arc::new(Self {
             device: Arc::clone(device),
@@ -127,6 +135,12 @@ impl Session {
         if let Some(watch) = watch {
             watch.stop(self.device.runtime());
         }
+        // A thread that has just answered the client's last call may not have let go of the session yet.
+        let mut session = self;
+        while let Err(shared) = Arc::try_unwrap(session) {
+            session = shared;
+            std::thread::yield_now();
+        }
     }
 
     /// The node goes away: whoever waits is answered as when a device is unplugged.
@@ -138,7 +152,12 @@ impl Session {
                 poll.notify();
             }
             state.queue.set_waiting(false);
-            let mut waiters: Vec<_> = state.dequeuer.take().into_iter().collect();
+            let mut waiters: Vec<_> = state
+                .dequeuer
+                .take()
+                .map(|dequeuer| dequeuer.waiter)
+                .into_iter()
+                .collect();
             waiters.extend(state.events.drain());
             waiters.extend(state.frames.drain());
             waiters
@@ -154,16 +173,28 @@ impl Session {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The process that thread `tid` belongs to.
-    fn client(&self, tid: u32) -> Result<Arc<Client>, Errno> {
+    /// The process behind thread `tid`, which is blocked in a request.
+    fn caller(&self, tid: u32) -> Result<BlockedThread, Errno> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         clients.of_thread(tid).map_err(|error| {
-            tracing::warn!(
-                device = %self.device.path().display(), tid, %error,
-                "the memory of a client cannot be reached: vidcompatd needs CAP_SYS_PTRACE and must share its pid namespace"
-            );
+            if self.device.may_complain() {
+                tracing::warn!(
+                    device = %self.device.path().display(), tid, %error,
+                    "the memory of a client cannot be reached: vidcompatd needs CAP_SYS_PTRACE and must share its pid namespace"
+                );
+            }
             Errno::EFAULT
         })
+    }
+
+    /// Lets `waiter` sleep, until `interrupt` is called with its id. `false`: it is to end at once.
+    fn sleep(self: &Arc<Self>, waiter: &mut BoxedWaiter, interrupt: fn(&Session, u64)) -> bool {
+        let (weak, id) = (Arc::downgrade(self), waiter.id());
+        waiter.sleep(Box::new(move || {
+            if let Some(session) = weak.upgrade() {
+                interrupt(&session, id);
+            }
+        }))
     }
 
     /// Runs an ioctl that never waits. `argument` is the struct of `row`, changed in place.
@@ -216,7 +247,7 @@ impl Session {
     }
 
     /// Something has changed in the device: serve whoever waits for it.
-    fn on_ready(self: &Arc<Self>) {
+    fn on_ready(&self) {
         let served = [
             self.advance_dequeuer(),
             self.advance_events(),
@@ -225,13 +256,33 @@ impl Session {
         ];
         // While somebody is served at each turn the registration stays, which spares two epoll_ctl a frame.
         if !served.contains(&true) {
-            self.watch_for(self.lock().wanted());
+            let state = self.lock();
+            self.watch_for(&state);
         }
     }
 
-    fn watch_for(&self, wanted: Wanted) {
+    /// Waits for what `state` says from now on. Called with the lock held, so that the last word is the right one.
+    fn watch_for(&self, state: &State) {
         if let Some(watch) = &*self.watch.lock().unwrap_or_else(PoisonError::into_inner) {
-            watch.want(wanted);
+            watch.want(state.wanted());
+        }
+    }
+
+    /// To be called, without the lock, before the device frees buffers: from then on a poll of ours for input would
+    /// start read() emulation in the driver. Those who poll look again; a registration that is left from the last
+    /// frame ends.
+    fn stop_watching(&self) {
+        let settled = {
+            let mut state = self.lock();
+            if let Some(poll) = state.poll.take() {
+                poll.notify();
+            }
+            self.watch_for(&state);
+            let watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+            watch.as_ref().map(|watch| watch.settled(self.device.runtime()))
+        };
+        if let Some(settled) = settled {
+            settled();
         }
     }
 }

@@ -9,6 +9,9 @@ use crate::backend::Wanted;
 /// Somebody polls the file and wants to hear of a change.
 pub(super) struct PollWait {
     events: PollFlags,
+    /// There was something already when they looked. Who waits for edges only (EPOLLET) does not look again, so the
+    /// next change counts, whatever is ready.
+    was_ready: bool,
     notify: Box<dyn Fn() + Send>,
 }
 
@@ -16,7 +19,8 @@ impl PollWait {
     pub(super) fn wanted(&self) -> Wanted {
         Wanted {
             input: self.events.intersects(PollFlags::POLLIN | PollFlags::POLLRDNORM),
-            priority: self.events.contains(PollFlags::POLLPRI),
+            // Also for those who did not ask for it: this is how an unplugged device is noticed.
+            priority: true,
         }
     }
 
@@ -26,7 +30,7 @@ impl PollWait {
 }
 
 impl Session {
-    /// What is ready of `events`. If nothing is and somebody waits, `notify` is called once when that changes.
+    /// What is ready of `events`. If somebody waits, `notify` is called once when that changes.
     pub fn poll(&self, events: PollFlags, notify: Option<Box<dyn Fn() + Send>>) -> PollFlags {
         let mut state = self.lock();
         if state.ending {
@@ -34,27 +38,29 @@ impl Session {
         }
         // A node cannot be polled for what its watch waits for before the client has asked: first this, then that.
         let ready = self.node.poll(events);
-        let Some(notify) = notify.filter(|_| ready.is_empty()) else {
-            return ready;
-        };
+        let Some(notify) = notify else { return ready };
         // Several threads may poll one file; all are woken by one notification and look again.
         let others = state.poll.as_ref().map_or(PollFlags::empty(), |wait| wait.events);
         state.poll = Some(PollWait {
             events: events | others,
+            was_ready: !ready.is_empty(),
             notify,
         });
-        let wanted = state.wanted();
+        self.watch_for(&state);
         drop(state);
-        self.watch_for(wanted);
         // What came before the watch looked. The wait stays: a notification too many only makes them look again.
-        self.node.poll(events)
+        if ready.is_empty() {
+            self.node.poll(events)
+        } else {
+            ready
+        }
     }
 
     /// Notifies those who poll if there is something for them. Was there one?
     pub(super) fn advance_poll(&self) -> bool {
         let mut state = self.lock();
         let Some(wait) = &state.poll else { return false };
-        if !self.node.poll(wait.events).is_empty() {
+        if wait.was_ready || !self.node.poll(wait.events).is_empty() {
             wait.notify();
             state.poll = None;
         }

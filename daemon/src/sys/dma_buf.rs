@@ -6,43 +6,24 @@ use std::os::fd::{AsFd, AsRawFd};
 use nix::errno::Errno;
 
 const SYNC_READ: u64 = 1;
-const SYNC_WRITE: u64 = 2;
 const SYNC_END: u64 = 4;
 
 nix::ioctl_write_ptr!(dma_buf_sync, b'b', 0, u64);
 
-/// What the CPU does between start and end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SyncDirection {
-    /// It reads what the device wrote.
-    Read,
-    /// It writes what the device will read.
-    Write,
-}
-
-impl SyncDirection {
-    const fn bits(self) -> u64 {
-        match self {
-            SyncDirection::Read => SYNC_READ,
-            SyncDirection::Write => SYNC_WRITE,
-        }
-    }
-}
-
-/// `DMA_BUF_SYNC_START`.
+/// `DMA_BUF_SYNC_START`: the CPU is going to read.
 ///
 /// # Errors
 /// What the exporter says; an interrupted call is repeated.
-pub fn sync_start(buffer: impl AsFd, direction: SyncDirection) -> io::Result<()> {
-    sync(buffer, direction.bits())
+pub fn sync_start(buffer: impl AsFd) -> io::Result<()> {
+    sync(buffer, SYNC_READ)
 }
 
 /// `DMA_BUF_SYNC_END`.
 ///
 /// # Errors
 /// As [`sync_start`].
-pub fn sync_end(buffer: impl AsFd, direction: SyncDirection) -> io::Result<()> {
-    sync(buffer, direction.bits() | SYNC_END)
+pub fn sync_end(buffer: impl AsFd) -> io::Result<()> {
+    sync(buffer, SYNC_READ | SYNC_END)
 }
 
 fn sync(buffer: impl AsFd, flags: u64) -> io::Result<()> {

@@ -1,7 +1,9 @@
 //! Another process's memory and identity.
 
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -36,10 +38,11 @@ impl From<Errno> for MemoryFault {
 /// from the mapping (`process_vm_writev(2)`).
 ///
 /// # Errors
-/// [`MemoryFault::Fault`] also when only a part could be written, or when `len` is more than is mapped.
+/// [`MemoryFault::Fault`] also when only a part could be written, when `len` is more than is mapped, and for our own
+/// process, whose memory is Rust's.
 pub fn write_from(source: &Mapping, len: usize, pid: Pid, client_addr: u64) -> Result<(), MemoryFault> {
     let remote_base = usize::try_from(client_addr).map_err(|_| MemoryFault::Fault)?;
-    if len > source.size() {
+    if len > source.size() || is_ours(pid) {
         return Err(MemoryFault::Fault);
     }
     let mut done = 0;
@@ -67,6 +70,76 @@ pub fn write_from(source: &Mapping, len: usize, pid: Pid, client_addr: u64) -> R
         }
     }
     Ok(())
+}
+
+/// Is `tid` a thread of this process? Signal 0 asks and sends nothing.
+fn is_ours(tid: Pid) -> bool {
+    // SAFETY: the call takes three numbers and touches no memory.
+    let found = unsafe { libc::syscall(libc::SYS_tgkill, Pid::this().as_raw(), tid.as_raw(), 0) };
+    found == 0
+}
+
+/// The address space of another process, held by its open `/proc/PID/mem`: it ends with the process or at exec, and
+/// what is written goes there and nowhere else.
+#[derive(Debug)]
+pub struct RemoteMemory {
+    file: File,
+    ours: bool,
+}
+
+impl RemoteMemory {
+    /// The address space of thread `tid`, as it is now.
+    ///
+    /// # Errors
+    /// `EACCES` where we may not trace that process.
+    pub fn open(tid: Pid) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(format!("/proc/{tid}/mem"))?;
+        Ok(Self {
+            file,
+            ours: is_ours(tid),
+        })
+    }
+
+    /// Does any process still use it?
+    pub fn is_alive(&self) -> bool {
+        // Nothing is mapped at address 0, so a live address space answers EIO and a dead one end-of-file
+        // (fs/proc/base.c, mem_rw).
+        !matches!(self.file.read_at(&mut [0], 0), Ok(0))
+    }
+
+    /// Copies the first `len` bytes of `source` to `client_addr`: two copies, whatever the process does meanwhile.
+    ///
+    /// # Errors
+    /// As [`write_from`]; [`MemoryFault::Gone`] when the address space is gone.
+    pub fn write(&self, source: &Mapping, len: usize, client_addr: u64) -> Result<(), MemoryFault> {
+        let offset = libc::off_t::try_from(client_addr).map_err(|_| MemoryFault::Fault)?;
+        if len > source.size() || self.ours {
+            return Err(MemoryFault::Fault);
+        }
+        let mut done: usize = 0;
+        while done < len {
+            let at = libc::off_t::try_from(done)
+                .ok()
+                .and_then(|done| offset.checked_add(done));
+            let at = at.ok_or(MemoryFault::Fault)?;
+            let from = source.host_ptr().wrapping_byte_add(done);
+            // SAFETY: `from` and the length lie within `source`, which stays mapped while it is borrowed; the kernel
+            // only reads it, and writes to an address space that is not this process's.
+            let wrote = unsafe { libc::pwrite(self.file.as_raw_fd(), from, len - done, at) };
+            match usize::try_from(wrote) {
+                Ok(0) => return Err(MemoryFault::Gone),
+                Ok(count) => done += count,
+                Err(_) => match Errno::last() {
+                    Errno::EINTR => {}
+                    errno => return Err(errno.into()),
+                },
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Reads the byte at `client_addr` in process (or thread) `pid`: can the kernel reach that page for us at all?
@@ -100,38 +173,105 @@ pub fn pidfd_open_thread(tid: Pid) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use super::{MemoryFault, read_byte, write_from};
+    use super::{MemoryFault, RemoteMemory, read_byte, write_from};
     use crate::sys::Mapping;
     use nix::sys::memfd::{MFdFlags, memfd_create};
     use nix::unistd::Pid;
+    use std::fs::File;
     use std::io::Write;
+    use std::process::{Child, Command};
 
     fn mapped(bytes: &[u8]) -> Mapping {
-        let mut file = std::fs::File::from(memfd_create(c"test", MFdFlags::empty()).expect("a memfd"));
+        let mut file = File::from(memfd_create(c"test", MFdFlags::empty()).expect("a memfd"));
         file.write_all(bytes).expect("room in memory");
         Mapping::readable(&file, 0, bytes.len()).expect("a mapping")
     }
 
-    #[test]
-    fn bytes_arrive_at_an_unaligned_address_and_nothing_beside_them_changes() {
-        let source = mapped(&[7; 10_000]);
-        let target = vec![1u8; 12_000];
-        let addr = u64::try_from(target.as_ptr().addr()).expect("64 bits") + 3;
-        write_from(&source, 9_000, Pid::this(), addr).expect("our own memory");
-        // `target` was changed behind the compiler's back: read it the same way.
-        let at = |i: u64| read_byte(Pid::this(), addr - 3 + i).expect("our own memory");
-        assert_eq!((at(2), at(3), at(9_002), at(9_003)), (1, 7, 7, 1));
+    /// Another process, and the start of its stack, which nobody reads while it sleeps.
+    struct Sleeper(Child, u64);
+
+    impl Sleeper {
+        fn new() -> Self {
+            let mut sleeper = Self(Command::new("sleep").arg("60").spawn().expect("sleep(1)"), 0);
+            let read =
+                |name: &str, pid| std::fs::read_to_string(format!("/proc/{pid}/{name}")).expect("our child");
+            // Until it has called exec its memory is a copy of ours.
+            while read("comm", sleeper.0.id()).trim() != "sleep"
+                || !read("maps", sleeper.0.id()).contains("[stack]")
+            {
+                std::thread::yield_now();
+            }
+            let maps = read("maps", sleeper.0.id());
+            let stack = maps
+                .lines()
+                .find(|line| line.ends_with("[stack]"))
+                .expect("a stack");
+            let start = stack.split('-').next().expect("a range");
+            sleeper.1 = u64::from_str_radix(start, 16).expect("an address");
+            sleeper
+        }
+
+        fn pid(&self) -> Pid {
+            Pid::from_raw(self.0.id().cast_signed())
+        }
+
+        fn bytes(&self, offsets: [u64; 4]) -> [u8; 4] {
+            offsets.map(|offset| read_byte(self.pid(), self.1 + offset).expect("its stack"))
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            self.0.kill().expect("our child");
+            self.0.wait().expect("our child");
+        }
     }
 
     #[test]
-    fn an_unmapped_address_and_a_missing_process_are_told_apart() {
+    fn bytes_arrive_at_an_unaligned_address_and_nothing_beside_them_changes() {
+        let sleeper = Sleeper::new();
+        let source = mapped(&[7; 5_000]);
+        write_from(&source, 4_500, sleeper.pid(), sleeper.1 + 3).expect("its stack");
+        assert_eq!(sleeper.bytes([2, 3, 4_502, 4_503]), [0, 7, 7, 0]);
+    }
+
+    #[test]
+    fn bytes_arrive_through_an_open_address_space_too() {
+        let sleeper = Sleeper::new();
+        let source = mapped(&[9; 5_000]);
+        let mem = RemoteMemory::open(sleeper.pid()).expect("our child");
+        assert!(mem.is_alive());
+        mem.write(&source, 4_500, sleeper.1 + 3).expect("its stack");
+        assert_eq!(sleeper.bytes([2, 3, 4_502, 4_503]), [0, 9, 9, 0]);
+        drop(sleeper);
+        assert!(!mem.is_alive());
+        assert_eq!(mem.write(&source, 10, 4096), Err(MemoryFault::Gone));
+    }
+
+    #[test]
+    fn an_unmapped_address_a_missing_process_and_our_own_memory_are_refused() {
+        let sleeper = Sleeper::new();
         let source = mapped(&[7; 100]);
-        assert_eq!(write_from(&source, 100, Pid::this(), 8), Err(MemoryFault::Fault));
-        assert_eq!(write_from(&source, 101, Pid::this(), 8), Err(MemoryFault::Fault));
+        assert_eq!(
+            write_from(&source, 100, sleeper.pid(), 8),
+            Err(MemoryFault::Fault)
+        );
+        assert_eq!(
+            write_from(&source, 101, sleeper.pid(), sleeper.1),
+            Err(MemoryFault::Fault)
+        );
         assert_eq!(
             write_from(&source, 100, Pid::from_raw(i32::MAX), 8),
             Err(MemoryFault::Gone)
         );
-        assert_eq!(read_byte(Pid::this(), 8), Err(MemoryFault::Fault));
+        assert_eq!(read_byte(sleeper.pid(), 8), Err(MemoryFault::Fault));
+        let target = [1u8; 100];
+        let addr = u64::try_from(target.as_ptr().addr()).expect("64 bits");
+        assert_eq!(
+            write_from(&source, 100, Pid::this(), addr),
+            Err(MemoryFault::Fault)
+        );
+        let mem = RemoteMemory::open(Pid::this()).expect("ourselves");
+        assert_eq!(mem.write(&source, 100, addr), Err(MemoryFault::Fault));
     }
 }

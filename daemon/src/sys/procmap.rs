@@ -11,13 +11,10 @@ pub struct Vma {
     pub start: u64,
     /// First address behind it.
     pub end: u64,
-    /// `r`
-    pub readable: bool,
     /// `w`
     pub writable: bool,
 }
 
-const READABLE: u64 = 1;
 const WRITABLE: u64 = 2;
 
 #[repr(C)]
@@ -58,7 +55,6 @@ pub fn query_vma(maps: impl AsFd, client_addr: u64) -> Result<Option<Vma>, Errno
         Ok(_) => Ok(Some(Vma {
             start: query.vma_start,
             end: query.vma_end,
-            readable: query.vma_flags & READABLE != 0,
             writable: query.vma_flags & WRITABLE != 0,
         })),
         Err(Errno::ENOENT) => Ok(None),

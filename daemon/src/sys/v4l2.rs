@@ -21,8 +21,8 @@ pub fn ioctl(file: impl AsFd, row: &Row, argument: &mut [u8]) -> Result<i32, Err
     // `Ioctl` is c_ulong with glibc and c_int with musl; the kernel looks at 32 bits.
     #[allow(clippy::useless_conversion)]
     let request: libc::Ioctl = row.command.0.into();
-    // SAFETY: the kernel copies exactly `_IOC_SIZE` bytes in and out of `argument`, which is that long, and the
-    // row has left no pointer in it that the kernel could follow.
+    // SAFETY: the kernel copies exactly `_IOC_SIZE` bytes in and out of `argument`, which is that long. Rows exist in
+    // the table of vidcompat-proto only, and each has left no pointer in it that the kernel could follow.
     let result = unsafe { libc::ioctl(file.as_fd().as_raw_fd(), request, argument.as_mut_ptr()) };
     if result < 0 { Err(last_errno()) } else { Ok(result) }
 }

@@ -16,6 +16,10 @@ pub mod buf_type {
     pub const SLICED_VBI_CAPTURE: u32 = 6;
     /// `V4L2_BUF_TYPE_VIDEO_OUTPUT_OVERLAY`
     pub const VIDEO_OUTPUT_OVERLAY: u32 = 8;
+    /// `V4L2_BUF_TYPE_VIDEO_CAPTURE_MPLANE`
+    pub const VIDEO_CAPTURE_MPLANE: u32 = 9;
+    /// `V4L2_BUF_TYPE_VIDEO_OUTPUT_MPLANE`
+    pub const VIDEO_OUTPUT_MPLANE: u32 = 10;
     /// `V4L2_BUF_TYPE_SDR_CAPTURE`
     pub const SDR_CAPTURE: u32 = 11;
     /// `V4L2_BUF_TYPE_META_CAPTURE`

@@ -51,16 +51,36 @@ pub enum QueueOp {
 /// They are zeroed before the kernel sees the struct: it would follow them in the daemon's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pointer {
-    /// Only where the struct's first `u32` is one of these; empty: always.
-    pub when_type: &'static [u32],
+    /// In which structs they are one.
+    pub when: When,
     /// Byte offset in the 64-bit struct.
     pub offset: usize,
     /// Bytes.
     pub len: usize,
 }
 
-/// One ioctl that a client may call.
+/// When bytes are a pointer, said as: one of these values is at this byte offset (a `u32`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct When {
+    /// Byte offset.
+    pub offset: usize,
+    /// Values.
+    pub is_one_of: &'static [u32],
+}
+
+impl Pointer {
+    fn applies(&self, argument: &[u8]) -> bool {
+        let raw = argument
+            .get(self.when.offset..)
+            .and_then(|rest| rest.first_chunk::<4>());
+        raw.is_some_and(|raw| self.when.is_one_of.contains(&u32::from_ne_bytes(*raw)))
+    }
+}
+
+/// One ioctl that a client may call. Rows exist in this table only: that none of them lets the kernel follow a
+/// pointer is what makes it safe to call them with a client's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Row {
     /// Name in `linux/videodev2.h`.
     pub name: &'static str,
@@ -109,11 +129,11 @@ impl Row {
 
     /// Zeroes what would be a pointer in `argument`, the struct of this row.
     pub fn scrub(&self, argument: &mut [u8]) {
-        let kind = argument.first_chunk::<4>().map(|raw| u32::from_ne_bytes(*raw));
-        for pointer in self.pointers {
-            let applies =
-                pointer.when_type.is_empty() || kind.is_some_and(|kind| pointer.when_type.contains(&kind));
-            if applies && let Some(bytes) = argument.get_mut(pointer.offset..pointer.offset + pointer.len) {
+        for pointer in self.pointers.iter() {
+            let range = pointer.offset..pointer.offset + pointer.len;
+            if pointer.applies(argument)
+                && let Some(bytes) = argument.get_mut(range)
+            {
                 bytes.fill(0);
             }
         }
@@ -196,6 +216,24 @@ mod tests {
         capture[..4].copy_from_slice(&1u32.to_ne_bytes());
         row.scrub(&mut capture);
         assert!(capture[4..].iter().all(|byte| *byte == 0xaa));
+    }
+
+    #[test]
+    fn a_userptr_and_a_planes_pointer_are_scrubbed_and_an_fd_is_not() {
+        let row = super::queue_row(super::QueueOp::Qbuf);
+        let buffer = |buf_type: u32, memory: u32| {
+            let mut raw = vec![0xaa; 88];
+            raw[4..8].copy_from_slice(&buf_type.to_ne_bytes());
+            raw[60..64].copy_from_slice(&memory.to_ne_bytes());
+            row.scrub(&mut raw);
+            (
+                raw[64..72].iter().all(|byte| *byte == 0),
+                raw[72..76].iter().all(|byte| *byte == 0),
+            )
+        };
+        assert_eq!(buffer(1, 2), (true, false));
+        assert_eq!(buffer(9, 4), (true, true));
+        assert_eq!(buffer(1, 4), (false, false));
     }
 
     #[test]

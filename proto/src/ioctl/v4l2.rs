@@ -5,34 +5,59 @@
 //! capability bit is cleared accordingly).
 
 use super::Policy::{Dqevent, Pass, Privileged, Queue, Refuse};
-use super::{Pointer, QueueOp, Row};
+use super::{Pointer, QueueOp, Row, When};
 use crate::Errno;
-use crate::abi::v4l2::buf_type::{VIDEO_OUTPUT_OVERLAY, VIDEO_OVERLAY};
+use crate::abi::v4l2::buf_type::{
+    VIDEO_CAPTURE_MPLANE, VIDEO_OUTPUT_MPLANE, VIDEO_OUTPUT_OVERLAY, VIDEO_OVERLAY,
+};
+use crate::abi::v4l2::memory;
 use crate::ioc::Direction::{None, Read, ReadWrite, Write};
 
-const OVERLAY_TYPES: &[u32] = &[VIDEO_OVERLAY, VIDEO_OUTPUT_OVERLAY];
+const OVERLAY: When = When {
+    offset: 0,
+    is_one_of: &[VIDEO_OVERLAY, VIDEO_OUTPUT_OVERLAY],
+};
 
 /// `struct v4l2_format`, `fmt.win`: `clips`, `clipcount`, `bitmap`. 6.12 zeroes them itself
 /// (v4l2-ioctl.c:1767); 6.1 follows them.
 const WINDOW_POINTERS: &[Pointer] = &[
     Pointer {
-        when_type: OVERLAY_TYPES,
+        when: OVERLAY,
         offset: 32,
         len: 12,
     },
     Pointer {
-        when_type: OVERLAY_TYPES,
+        when: OVERLAY,
         offset: 48,
         len: 8,
     },
 ];
 
-/// `struct v4l2_framebuffer`, `base`.
-const FRAMEBUFFER_BASE: &[Pointer] = &[Pointer {
-    when_type: &[],
-    offset: 8,
-    len: 8,
-}];
+const MULTI_PLANAR: When = When {
+    offset: 4,
+    is_one_of: &[VIDEO_CAPTURE_MPLANE, VIDEO_OUTPUT_MPLANE],
+};
+
+/// `struct v4l2_buffer`: `m.userptr`; `m.planes` with its `length`.
+const BUFFER_POINTERS: &[Pointer] = &[
+    Pointer {
+        when: When {
+            offset: 60,
+            is_one_of: &[memory::USERPTR],
+        },
+        offset: 64,
+        len: 8,
+    },
+    Pointer {
+        when: MULTI_PLANAR,
+        offset: 64,
+        len: 12,
+    },
+];
+
+/// `S_FBUF` says where in physical memory a driver is to draw: never on behalf of a client, whose right to say so the
+/// driver would look for in the daemon.
+const NEVER: super::Policy = Refuse(Errno::EPERM);
 
 /// All V4L2 ioctls that a client may call, ascending by number.
 pub const ROWS: &[Row] = &[
@@ -41,15 +66,13 @@ pub const ROWS: &[Row] = &[
     Row::new("VIDIOC_G_FMT", ReadWrite, 4, 208, Pass).pointers(WINDOW_POINTERS),
     Row::new("VIDIOC_S_FMT", ReadWrite, 5, 208, Pass).pointers(WINDOW_POINTERS),
     Row::new("VIDIOC_REQBUFS", ReadWrite, 8, 20, Queue(QueueOp::Reqbufs)),
-    Row::new("VIDIOC_QUERYBUF", ReadWrite, 9, 88, Queue(QueueOp::Querybuf)),
+    Row::new("VIDIOC_QUERYBUF", ReadWrite, 9, 88, Queue(QueueOp::Querybuf)).pointers(BUFFER_POINTERS),
     Row::new("VIDIOC_G_FBUF", Read, 10, 48, Pass),
-    Row::new("VIDIOC_S_FBUF", Write, 11, 48, Privileged)
-        .pointers(FRAMEBUFFER_BASE)
-        .probe(10),
+    Row::new("VIDIOC_S_FBUF", Write, 11, 48, NEVER).probe(10),
     Row::new("VIDIOC_OVERLAY", Write, 14, 4, Pass),
-    Row::new("VIDIOC_QBUF", ReadWrite, 15, 88, Queue(QueueOp::Qbuf)),
+    Row::new("VIDIOC_QBUF", ReadWrite, 15, 88, Queue(QueueOp::Qbuf)).pointers(BUFFER_POINTERS),
     Row::new("VIDIOC_EXPBUF", ReadWrite, 16, 64, Refuse(Errno::EINVAL)),
-    Row::new("VIDIOC_DQBUF", ReadWrite, 17, 88, Queue(QueueOp::Dqbuf)),
+    Row::new("VIDIOC_DQBUF", ReadWrite, 17, 88, Queue(QueueOp::Dqbuf)).pointers(BUFFER_POINTERS),
     Row::new("VIDIOC_STREAMON", Write, 18, 4, Queue(QueueOp::Streamon)),
     Row::new("VIDIOC_STREAMOFF", Write, 19, 4, Queue(QueueOp::Streamoff)),
     Row::new("VIDIOC_G_PARM", ReadWrite, 21, 204, Pass),
@@ -116,7 +139,8 @@ pub const ROWS: &[Row] = &[
         93,
         88,
         Queue(QueueOp::PrepareBuf),
-    ),
+    )
+    .pointers(BUFFER_POINTERS),
     Row::new("VIDIOC_G_SELECTION", ReadWrite, 94, 64, Pass),
     Row::new("VIDIOC_S_SELECTION", ReadWrite, 95, 64, Pass),
     Row::new("VIDIOC_DECODER_CMD", ReadWrite, 96, 72, Pass),

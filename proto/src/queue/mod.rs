@@ -177,7 +177,7 @@ impl Queue {
     ///
     /// # Errors
     /// `EINVAL`: no such buffer, wrong type or memory, not dequeued, too short. `EBADR`: a request, which we do
-    /// not carry. `ENOMEM`: a range that wraps around.
+    /// not carry. `EOVERFLOW`: a range that wraps around.
     pub fn qbuf(&mut self, buffer: &V4l2Buffer, client: ClientKey) -> Result<Next, Errno> {
         if self.is_empty() {
             return Ok(Next::AskDevice);
