@@ -36,7 +36,7 @@ pub enum ServiceError {
     #[error(transparent)]
     Device(#[from] SideNodeError),
     /// The handshake.
-    #[error("{CUSE} does not work: {0}")]
+    #[error(transparent)]
     Init(#[from] InitError),
     /// A thread, a runtime, a signal handler.
     #[error("the system refuses what every program needs: {0}")]

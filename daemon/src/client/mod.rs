@@ -21,7 +21,7 @@ use vidcompat_proto::queue::ClientKey;
 
 use crate::sys::{self, Mapping, MemoryFault, RemoteMemory};
 
-pub use blocking::{CallShape, is_nonblocking};
+pub use blocking::{CallShape, FileFlags};
 pub use privilege::is_admin;
 
 /// One process with one address space.

@@ -43,7 +43,9 @@ pub enum InitError {
         minor: u32,
     },
     /// The kernel ended the channel.
-    #[error("device number {major}:{minor} or the name {name} is taken; is another vidcompatd running?")]
+    #[error(
+        "/dev/{name} was not made: its name or device number {major}:{minor} is taken; is another vidcompatd running?"
+    )]
     Refused {
         /// Name below `/dev`.
         name: String,

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,8 @@ pub struct Device {
     known: [OnceLock<bool>; 256],
     capabilities: Mutex<HashMap<u32, u32>>,
     complained: Mutex<Option<Instant>>,
+    /// Counts opens and closes of our node.
+    generation: AtomicU64,
 }
 
 /// Complaints about single calls of clients: one in this time, or a client could flood the log.
@@ -67,6 +70,7 @@ impl Device {
             known: [const { OnceLock::new() }; 256],
             capabilities: Mutex::default(),
             complained: Mutex::default(),
+            generation: AtomicU64::new(0),
         }))
     }
 
@@ -84,6 +88,16 @@ impl Device {
             tracing::warn!(device = %self.path.display(), "another device has taken this name; restart vidcompatd to serve it");
         }
         Err(io::Error::from_raw_os_error(libc::ENODEV))
+    }
+
+    /// A file of our node was opened or closed.
+    pub(super) fn files_changed(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Changes with each open and close.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     /// May a complaint about a client's call be logged now?

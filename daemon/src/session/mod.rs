@@ -24,7 +24,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::backend::v4l2::RealNode;
 use crate::backend::{Wanted, Watch};
-use crate::client::{BlockedThread, CallShape, Client, Clients, is_admin};
+use crate::client::{BlockedThread, CallShape, Client, Clients, FileFlags, is_admin};
 use crate::memory::BounceBuffer;
 
 use events::EventQueue;
@@ -90,6 +90,7 @@ pub struct Session {
     clients: Mutex<Clients>,
     state: Mutex<State>,
     watch: Mutex<Option<Watch>>,
+    flags: Mutex<FileFlags>,
     /// O_NONBLOCK of the open: what counts where the flag cannot be read.
     opened_nonblocking: bool,
 }
@@ -109,6 +110,7 @@ impl Session {
                     Some(errno) => Errno::from_raw(errno),
                 }
             })?;
+        device.files_changed();
         let descriptor = node.descriptor();
         let session = Arc::new(Self {
             device: Arc::clone(device),
@@ -116,6 +118,7 @@ impl Session {
             clients: Mutex::default(),
             state: Mutex::default(),
             watch: Mutex::default(),
+            flags: Mutex::default(),
             opened_nonblocking: flags & libc::O_NONBLOCK != 0,
         });
         let weak = Arc::downgrade(&session);
@@ -131,6 +134,7 @@ impl Session {
     /// The last reference to the file is gone: when this returns, the real node is closed (a node that one process
     /// at a time may open can be opened again). Nobody can be waiting.
     pub fn close(self: Arc<Self>) {
+        self.device.files_changed();
         let watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(watch) = watch {
             watch.stop(self.device.runtime());
@@ -237,13 +241,16 @@ impl Session {
 
     /// Is the file of a call that would wait in non-blocking mode?
     fn is_nonblocking(&self, who: Blocking) -> bool {
-        crate::client::is_nonblocking(who.tid, who.call).unwrap_or_else(|| {
-            tracing::debug!(
-                tid = who.tid,
-                "O_NONBLOCK of a waiting call cannot be read; that of the open counts"
-            );
-            self.opened_nonblocking
-        })
+        let mut flags = self.flags.lock().unwrap_or_else(PoisonError::into_inner);
+        flags
+            .is_nonblocking(who.tid, who.call, self.device.generation())
+            .unwrap_or_else(|| {
+                tracing::debug!(
+                    tid = who.tid,
+                    "O_NONBLOCK of a waiting call cannot be read; that of the open counts"
+                );
+                self.opened_nonblocking
+            })
     }
 
     /// Something has changed in the device: serve whoever waits for it.
