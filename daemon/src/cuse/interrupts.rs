@@ -1,10 +1,10 @@
 //! Requests that a signal may end.
 //!
-//! The kernel sends FUSE_INTERRUPT right after a request, possibly before the thread that handles the request has
-//! put it to sleep. So a request that may sleep is *watched* by the thread that read it, before anything else is
-//! read; an interrupt that comes early is remembered.
+//! The kernel sends FUSE_INTERRUPT right after a request, so another thread may have read it before the one that
+//! handles the request has begun to watch for it. An interrupt that comes early is remembered; no request number is
+//! ever used twice.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,12 +16,21 @@ enum Watched {
     Asleep(OnInterrupt),
 }
 
+/// Early interrupts that are remembered. Most are for requests that are never watched, and about to be answered.
+const EARLY: usize = 1024;
+
 #[derive(Default)]
-struct Table(Mutex<HashMap<u64, Watched>>);
+struct Requests {
+    watched: HashMap<u64, Watched>,
+    early: VecDeque<u64>,
+}
+
+#[derive(Default)]
+struct Table(Mutex<Requests>);
 
 impl Table {
-    fn with<R>(&self, act: impl FnOnce(&mut HashMap<u64, Watched>) -> R) -> R {
-        // A panic elsewhere leaves the map whole: every change to it is a single call.
+    fn with<R>(&self, act: impl FnOnce(&mut Requests) -> R) -> R {
+        // A panic elsewhere leaves the table whole: every change to it is a single call.
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -37,17 +46,30 @@ pub struct Interrupted;
 impl Interrupts {
     /// Watches request `unique` from now until the ticket is dropped.
     pub fn watch(&self, unique: u64) -> Ticket {
-        self.0.with(|map| map.insert(unique, Watched::Running));
+        self.0.with(|requests| {
+            let early = requests.early.iter().position(|early| *early == unique);
+            let begin = match early.and_then(|at| requests.early.remove(at)) {
+                Some(_) => Watched::Interrupted,
+                None => Watched::Running,
+            };
+            requests.watched.insert(unique, begin);
+        });
         Ticket {
             table: Arc::clone(&self.0),
             unique,
         }
     }
 
-    /// The kernel asks to end request `unique`. One that is not watched is about to be answered anyway.
+    /// The kernel asks to end request `unique`. One that is never watched is answered in its own time.
     pub fn interrupt(&self, unique: u64) {
-        let previous = self.0.with(|map| {
-            let entry = map.get_mut(&unique)?;
+        let previous = self.0.with(|requests| {
+            let Some(entry) = requests.watched.get_mut(&unique) else {
+                if requests.early.len() >= EARLY {
+                    requests.early.pop_front();
+                }
+                requests.early.push_back(unique);
+                return None;
+            };
             Some(std::mem::replace(entry, Watched::Interrupted))
         });
         if let Some(Watched::Asleep(wake)) = previous {
@@ -58,7 +80,7 @@ impl Interrupts {
     /// How many requests are watched.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.with(|map| map.len())
+        self.0.with(|requests| requests.watched.len())
     }
 
     /// Is nothing watched?
@@ -93,20 +115,21 @@ impl Ticket {
     /// # Errors
     /// The interrupt has come already: answer it now.
     pub fn sleep(&self, wake: impl FnOnce() + Send + 'static) -> Result<(), Interrupted> {
-        self.table.with(|map| match map.get_mut(&self.unique) {
-            Some(entry @ Watched::Running) => {
-                *entry = Watched::Asleep(Box::new(wake));
-                Ok(())
-            }
-            _ => Err(Interrupted),
-        })
+        self.table
+            .with(|requests| match requests.watched.get_mut(&self.unique) {
+                Some(entry @ Watched::Running) => {
+                    *entry = Watched::Asleep(Box::new(wake));
+                    Ok(())
+                }
+                _ => Err(Interrupted),
+            })
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         // Dropped outside the lock: the closure may own what locks it again.
-        let _gone = self.table.with(|map| map.remove(&self.unique));
+        let _gone = self.table.with(|requests| requests.watched.remove(&self.unique));
     }
 }
 
@@ -142,6 +165,19 @@ mod tests {
         let ticket = interrupts.watch(6);
         interrupts.interrupt(6);
         assert_eq!(ticket.sleep(|| ()), Err(Interrupted));
+    }
+
+    #[test]
+    fn an_interrupt_before_the_watch_is_remembered_for_that_request_only() {
+        let interrupts = Interrupts::default();
+        interrupts.interrupt(6);
+        assert_eq!(interrupts.watch(8).sleep(|| ()), Ok(()));
+        assert_eq!(interrupts.watch(6).sleep(|| ()), Err(Interrupted));
+        for unique in 100..10_000 {
+            interrupts.interrupt(unique);
+        }
+        assert!(interrupts.is_empty());
+        assert_eq!(interrupts.watch(9_999).sleep(|| ()), Err(Interrupted));
     }
 
     #[test]

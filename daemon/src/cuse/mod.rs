@@ -8,7 +8,8 @@
 //! - a request that was read is always answered: a [`Reply`] that is dropped answers `EIO` (a client whose request
 //!   stays unanswered cannot even be killed);
 //! - OPEN, POLL and INTERRUPT are never answered `ENOSYS`, which the kernel would remember for the whole connection;
-//! - a request that may sleep can be interrupted from the moment it was read ([`Interrupts`]).
+//! - a request that may sleep can be interrupted from the moment it was read, whoever reads the interrupt
+//!   ([`Interrupts`]).
 
 mod channel;
 mod init;

@@ -1,9 +1,10 @@
-//! One blocking reader per channel, and nothing that can block on it.
+//! Always a blocking reader on the channel, and nothing that can block on it.
 //!
-//! The reader's role moves instead of the request: the thread that has read a request keeps reading if the answer
-//! is at hand, and otherwise *passes its turn* to another thread and goes on with the request itself. So a request
-//! never waits for a hand-over, and a slow driver call never keeps other clients' requests from being read. When there
-//! are too many slow calls nobody is left to take the turn: then the one reader only refuses, interrupts and closes.
+//! The reader's role moves instead of the request: a thread that has read a request keeps reading if the answer is at
+//! hand, and otherwise *passes its turn* and goes on with the request itself. Up to two threads stand in read() at
+//! once, so with one client passing wakes nobody: when the second request comes the other thread is there already.
+//! A third is made only when nobody is left, so a slow driver call never keeps other clients' requests from being
+//! read. When there are too many slow calls the one reader that is left only refuses, interrupts and closes.
 
 use std::cell::Cell;
 use std::io;
@@ -16,8 +17,8 @@ use super::request::{ParseError, Request, parse};
 
 /// Threads of one channel, so driver calls that may be under way at once, and the reader.
 const MAX_THREADS: usize = 128;
-/// Threads that wait for a turn; further ones end.
-const MAX_IDLE: usize = 1;
+/// Threads that stand in read(); one that would be the third ends. (More only take turns in being cold: FACTS.md 4.)
+const STANDING: usize = 2;
 
 /// Serves requests.
 pub trait Handler: Send + Sync + 'static {
@@ -44,8 +45,8 @@ impl Turn<'_> {
 }
 
 struct State {
-    reading: bool,
-    idle: usize,
+    /// Threads that read, or answer a request without having passed.
+    reading: usize,
     threads: usize,
     ended: Option<io::Result<()>>,
 }
@@ -54,8 +55,6 @@ struct Readers<H> {
     channel: Arc<Channel>,
     handler: H,
     state: Mutex<State>,
-    /// Signalled for a thread that waits to read.
-    turn: Condvar,
     /// Signalled when a thread has left.
     left: Condvar,
 }
@@ -66,8 +65,7 @@ struct Readers<H> {
 /// A read that failed for another reason.
 pub fn serve<H: Handler>(channel: Arc<Channel>, handler: H) -> io::Result<()> {
     let state = State {
-        reading: false,
-        idle: 0,
+        reading: 1,
         threads: 1,
         ended: None,
     };
@@ -75,7 +73,6 @@ pub fn serve<H: Handler>(channel: Arc<Channel>, handler: H) -> io::Result<()> {
         channel,
         handler,
         state: Mutex::new(state),
-        turn: Condvar::new(),
         left: Condvar::new(),
     });
     Readers::run(&readers);
@@ -93,11 +90,11 @@ impl<H: Handler> Readers<H> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The life of a reading thread; it is counted as one already.
     fn run(this: &Arc<Self>) {
         let mut buffer = vec![0; READ_BUFFER];
         let pass = || Self::pass(this);
-        let mut reading = false;
-        while reading || this.take_turn() {
+        loop {
             let size = match this.channel.read(&mut buffer) {
                 Ok(0) => return this.end(Ok(())),
                 Ok(size) => size,
@@ -108,7 +105,6 @@ impl<H: Handler> Readers<H> {
                         Some(libc::EINTR | libc::EAGAIN | libc::ENOENT)
                     ) =>
                 {
-                    reading = true;
                     continue;
                 }
                 Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return this.end(Ok(())),
@@ -123,7 +119,9 @@ impl<H: Handler> Readers<H> {
                 Err(error @ ParseError::NoHeader(_)) => tracing::error!(%error, "the channel sent garbage"),
                 Err(error @ ParseError::Refused { .. }) => tracing::warn!(%error, "request refused"),
             }
-            reading = !turn.passed.get();
+            if turn.passed.get() && !this.read_on() {
+                return;
+            }
         }
     }
 
@@ -138,63 +136,47 @@ impl<H: Handler> Readers<H> {
         }
     }
 
-    /// Waits for the role. `false`: this thread is not needed any more, and is no longer counted.
-    fn take_turn(&self) -> bool {
+    /// A thread that had passed its turn is free again. `false`: it is not needed, and no longer counted.
+    fn read_on(&self) -> bool {
         let mut state = self.lock();
-        loop {
-            if state.ended.is_some() || (state.reading && state.idle >= MAX_IDLE) {
-                state.threads -= 1;
-                self.left.notify_one();
-                return false;
-            }
-            if !state.reading {
-                state.reading = true;
-                return true;
-            }
-            state.idle += 1;
-            state = self.turn.wait(state).unwrap_or_else(PoisonError::into_inner);
-            state.idle -= 1;
+        if state.reading < STANDING && state.ended.is_none() {
+            state.reading += 1;
+            return true;
         }
+        state.threads -= 1;
+        self.left.notify_one();
+        false
     }
 
     fn pass(this: &Arc<Self>) -> bool {
         let mut state = this.lock();
-        if state.idle > 0 {
-            state.reading = false;
-            drop(state);
-            this.turn.notify_one();
+        if state.reading > 1 {
+            state.reading -= 1;
             return true;
         }
         if state.threads >= MAX_THREADS {
             return false;
         }
         state.threads += 1;
-        state.reading = false;
         drop(state);
+        // The new thread reads in this one's place: the number of readers stays.
         let new = Arc::clone(this);
         let spawned = thread::Builder::new()
             .name("cuse-reader".into())
             .spawn(move || Self::run(&new));
         if let Err(error) = &spawned {
             tracing::warn!(%error, "no further thread for the requests of a node");
-            let mut state = this.lock();
-            state.threads -= 1;
-            // Somebody who was waiting may have taken the role meanwhile.
-            if state.reading {
-                return true;
-            }
-            state.reading = true;
+            this.lock().threads -= 1;
         }
         spawned.is_ok()
     }
 
     fn end(&self, result: io::Result<()>) {
         let mut state = self.lock();
-        state.reading = false;
+        state.reading -= 1;
         state.threads -= 1;
         state.ended.get_or_insert(result);
         drop(state);
-        self.turn.notify_all();
         self.left.notify_one();
     }
 }

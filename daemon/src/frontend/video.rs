@@ -271,7 +271,6 @@ struct Watched<K> {
     ticket: Ticket,
 }
 
-/// To be called before the turn is passed: an interrupt can come right behind its request.
 fn watched<K>(reply: Reply<K>) -> Box<dyn Waiter>
 where
     K: Send + 'static,
