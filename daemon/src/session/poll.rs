@@ -47,13 +47,9 @@ impl Session {
             notify,
         });
         self.watch_for(&state);
-        drop(state);
-        // What came before the watch looked. The wait stays: a notification too many only makes them look again.
-        if ready.is_empty() {
-            self.node.poll(events)
-        } else {
-            ready
-        }
+        // No second look: whoever serves a change that came since the first waits for the lock, and a registration that
+        // is new tells what is there already. A frame that is told of twice would be an edge too many.
+        ready
     }
 
     /// Notifies those who poll if there is something for them. Was there one?
