@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use nix::poll::PollFlags;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::Handle;
@@ -24,7 +25,30 @@ pub struct Wanted {
     pub priority: bool,
 }
 
+/// What a call of `on_ready` tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// It was there when the watch began to look, and may be known.
+    Old,
+    /// It came since.
+    New,
+}
+
 impl Wanted {
+    fn events(self) -> PollFlags {
+        let input = if self.input {
+            PollFlags::POLLIN
+        } else {
+            PollFlags::empty()
+        };
+        let priority = if self.priority {
+            PollFlags::POLLPRI
+        } else {
+            PollFlags::empty()
+        };
+        input | priority
+    }
+
     fn interest(self) -> Option<Interest> {
         match (self.input, self.priority) {
             (false, false) => None,
@@ -47,8 +71,13 @@ pub struct Watch {
 
 impl Watch {
     /// Watches `fd` on `runtime`, for nothing at first. `on_ready` runs on a thread that may block, never twice at
-    /// once, and again for each change of the device's readiness.
-    pub fn start(runtime: &Handle, fd: Arc<File>, on_ready: impl Fn() + Send + Sync + 'static) -> Self {
+    /// once, and again for each change of the device's readiness; what was there already when something new is wanted
+    /// is told once too, as [`Readiness::Old`].
+    pub fn start(
+        runtime: &Handle,
+        fd: Arc<File>,
+        on_ready: impl Fn(Readiness) + Send + Sync + 'static,
+    ) -> Self {
         let (wanted, receiver) = watch::channel(Wanted::default());
         let (report, registered) = watch::channel(Wanted::default());
         let task = runtime.spawn(run(fd, receiver, report, Arc::new(on_ready)));
@@ -94,7 +123,7 @@ async fn run(
     fd: Arc<File>,
     mut wanted: watch::Receiver<Wanted>,
     registered: watch::Sender<Wanted>,
-    on_ready: Arc<impl Fn() + Send + Sync + 'static>,
+    on_ready: Arc<impl Fn(Readiness) + Send + Sync + 'static>,
 ) {
     loop {
         let now = *wanted.borrow_and_update();
@@ -108,13 +137,19 @@ async fn run(
             }
             Some((interest, Ok(watched))) => {
                 registered.send_replace(now);
-                until_changed(&watched, interest, &mut wanted, &on_ready).await
+                // Then epoll tells of it as of an event.
+                let first = if sys::poll(&*fd, now.events()).is_empty() {
+                    Readiness::New
+                } else {
+                    Readiness::Old
+                };
+                until_changed(&watched, interest, first, &mut wanted, &on_ready).await
             }
             Some((_, Err(error))) => {
                 // The device is gone or cannot be polled: whoever waits finds out by asking it.
                 tracing::warn!(%error, "a device cannot be watched");
                 registered.send_replace(now);
-                call(&on_ready).await;
+                call(&on_ready, Readiness::New).await;
                 wanted.changed().await
             }
         };
@@ -127,8 +162,9 @@ async fn run(
 async fn until_changed(
     watched: &AsyncFd<SharedFile>,
     interest: Interest,
+    mut what: Readiness,
     wanted: &mut watch::Receiver<Wanted>,
-    on_ready: &Arc<impl Fn() + Send + Sync + 'static>,
+    on_ready: &Arc<impl Fn(Readiness) + Send + Sync + 'static>,
 ) -> Result<(), watch::error::RecvError> {
     loop {
         tokio::select! {
@@ -141,15 +177,15 @@ async fn until_changed(
                     // The runtime ends.
                     Err(_) => return wanted.changed().await,
                 }
-                call(on_ready).await;
+                call(on_ready, std::mem::replace(&mut what, Readiness::New)).await;
             }
         }
     }
 }
 
-async fn call(on_ready: &Arc<impl Fn() + Send + Sync + 'static>) {
+async fn call(on_ready: &Arc<impl Fn(Readiness) + Send + Sync + 'static>, what: Readiness) {
     let on_ready = Arc::clone(on_ready);
-    if let Err(error) = tokio::task::spawn_blocking(move || on_ready()).await {
+    if let Err(error) = tokio::task::spawn_blocking(move || on_ready(what)).await {
         tracing::error!(%error, "serving a ready device failed");
     }
 }

@@ -23,7 +23,7 @@ use vidcompat_proto::queue::Queue;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::backend::v4l2::RealNode;
-use crate::backend::{Wanted, Watch};
+use crate::backend::{Readiness, Wanted, Watch};
 use crate::client::{BlockedThread, CallShape, Client, Clients, FileFlags, is_admin};
 use crate::memory::BounceBuffer;
 
@@ -122,9 +122,9 @@ impl Session {
             opened_nonblocking: flags & libc::O_NONBLOCK != 0,
         });
         let weak = Arc::downgrade(&session);
-        let watch = Watch::start(device.runtime(), descriptor, move || {
+        let watch = Watch::start(device.runtime(), descriptor, move |what| {
             if let Some(session) = weak.upgrade() {
-                session.on_ready();
+                session.on_ready(what);
             }
         });
         *session.watch.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
@@ -254,12 +254,12 @@ impl Session {
     }
 
     /// Something has changed in the device: serve whoever waits for it.
-    fn on_ready(&self) {
+    fn on_ready(&self, what: Readiness) {
         let served = [
             self.advance_dequeuer(),
             self.advance_events(),
             self.advance_readers(),
-            self.advance_poll(),
+            self.advance_poll(what),
         ];
         // While somebody is served at each turn the registration stays, which spares two epoll_ctl a frame.
         if !served.contains(&true) {

@@ -4,7 +4,7 @@
 use nix::poll::PollFlags;
 
 use super::Session;
-use crate::backend::Wanted;
+use crate::backend::{Readiness, Wanted};
 
 /// Somebody polls the file and wants to hear of a change.
 pub(super) struct PollWait {
@@ -53,10 +53,15 @@ impl Session {
     }
 
     /// Notifies those who poll if there is something for them. Was there one?
-    pub(super) fn advance_poll(&self) -> bool {
+    pub(super) fn advance_poll(&self, what: Readiness) -> bool {
         let mut state = self.lock();
         let Some(wait) = &state.poll else { return false };
-        if wait.was_ready || !self.node.poll(wait.events).is_empty() {
+        let news = if wait.was_ready {
+            what == Readiness::New
+        } else {
+            !self.node.poll(wait.events).is_empty()
+        };
+        if news {
             wait.notify();
             state.poll = None;
         }
