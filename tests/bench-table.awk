@@ -43,7 +43,7 @@ function latency_row(size, what, real, ours,    a, b, c, d) {
     for (i = 2; i <= NF; i++) if (split($i, pair, "=") == 2) seen[key, pair[1], n[key]] = pair[2]
 }
 $1 == "calls" { calls[$2, $3] = $4 }
-$1 == "calls" && $3 != "copied-bytes" && $4 >= 0.05 { total[$2] += $4; list[$2] = list[$2] sprintf("  %s %.2f", $3, $4) }
+$1 == "calls" && $3 !~ /^(copied-bytes|switches)$/ && $4 >= 0.05 { total[$2] += $4; list[$2] = list[$2] sprintf("  %s %.2f", $3, $4) }
 $1 == "copy" { copies[++copy_count] = "copy " $2 }
 END {
     printf "vidcompat bench, Linux %s in QEMU without KVM: read ratios, not times. Medians of rounds that took turns.\n\n", kernel
@@ -76,8 +76,8 @@ END {
     printf "\nPer frame (640x360): copies %.2f, bytes copied to bytes of the frame %s; FUSE requests %.2f, with poll %.2f\n",
         calls["blocking", "process_vm_writev"], div(calls["blocking", "copied-bytes"], 640 * 360 * 2),
         calls["blocking", "read(cuse)"], calls["poll", "read(cuse)"]
-    printf "System calls of the daemon per frame:\n  blocking, %.1f:%s\n  poll, %.1f:%s\n",
-        total["blocking"], list["blocking"], total["poll"], list["poll"]
+    printf "Of the daemon, per frame:\n  blocking: %.1f thread switches, %.1f system calls:%s\n  poll: %.1f thread switches, %.1f system calls:%s\n",
+        calls["blocking", "switches"], total["blocking"], list["blocking"], calls["poll", "switches"], total["poll"], list["poll"]
     printf "\nMemory of the daemon, KiB           idle  streaming 4 x 1080p   after\n"
     split("rss dma_buf threads fds", kinds, " ")
     label["rss"] = "VmRSS"; label["dma_buf"] = "heap buffers"; label["threads"] = "threads (number)"; label["fds"] = "descriptors (number)"

@@ -127,6 +127,15 @@ impl Client {
         Ok(())
     }
 
+    /// Waits until its first thread sleeps in read(2).
+    pub fn until_asleep_in_read(&mut self) -> anyhow::Result<()> {
+        self.until("asleep in read", |state, syscall| {
+            state == 'S' && syscall.split_ascii_whitespace().next() == Some("0")
+        })?;
+        thread::sleep(Duration::from_millis(50));
+        Ok(())
+    }
+
     /// Waits until it is stopped (SIGSTOP).
     pub fn until_stopped(&mut self) -> anyhow::Result<()> {
         self.until("stopped", |state, _| state == 'T')

@@ -113,18 +113,7 @@ impl Daemon {
     /// Open fds, threads, VmRSS in KiB.
     pub fn resources(&self) -> anyhow::Result<Resources> {
         let pid = self.pid();
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let field = |name: &str| -> anyhow::Result<usize> {
-            let line = status
-                .lines()
-                .find_map(|line| line.strip_prefix(name))
-                .context("no such field")?;
-            Ok(line
-                .split_whitespace()
-                .next()
-                .context("an empty field")?
-                .parse()?)
-        };
+        let field = |name| number_in(&format!("/proc/{pid}/status"), name);
         let mut fds: Vec<String> = Vec::new();
         for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
             let target = fs::read_link(entry.path()).unwrap_or_default();
@@ -144,6 +133,7 @@ impl Daemon {
             fds,
             threads: field("Threads:")?,
             rss_kib: field("VmRSS:")?,
+            anonymous_kib: field("RssAnon:")?,
         })
     }
 }
@@ -170,6 +160,17 @@ pub struct Resources {
     pub threads: usize,
     /// Resident memory.
     pub rss_kib: usize,
+    /// The part of it that is no file's and no device's.
+    pub anonymous_kib: usize,
+}
+
+/// The number behind `name` in a file such as `/proc/meminfo`.
+pub fn number_in(path: &str, name: &str) -> anyhow::Result<usize> {
+    let text = fs::read_to_string(path)?;
+    let number = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
+    Ok(number.with_context(|| format!("no {name} in {path}"))?.parse()?)
 }
 
 /// Waits for the end of a child; an error after `limit`.

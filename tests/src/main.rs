@@ -6,6 +6,7 @@
 
 mod client;
 mod daemon;
+mod picture;
 mod report;
 mod setup;
 mod sys;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         eprintln!("guest-suite: {error:#}");
         return ExitCode::FAILURE;
     }
+    topics::kernel_log::watch();
     let trials = topics::all().into_iter().map(|(name, test)| {
         Trial::test(name, move || {
             setup::run_test(name, test).map_err(|error| format!("{error:#}").into())

@@ -53,6 +53,16 @@ pub fn ioctl_null(fd: impl AsFd, command: u64) -> Result<i32, Errno> {
     Errno::result(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), command, 0usize) })
 }
 
+/// read(2) of at most `len` bytes into `pages` from `offset` on; the memory there may be missing or read-only.
+pub fn read(fd: impl AsFd, pages: &Pages, offset: usize, len: usize) -> Result<usize, Errno> {
+    assert!(offset + len <= pages.len, "beyond the pages");
+    let address = std::ptr::with_exposed_provenance_mut(pages.address + offset);
+    // SAFETY: the kernel writes to memory that belongs to `pages`, to which there are no references.
+    let count = Errno::result(unsafe { libc::read(fd.as_fd().as_raw_fd(), address, len) })?;
+    // Not negative.
+    Ok(count.unsigned_abs())
+}
+
 /// Does mmap of the file give memory? It is unmapped at once.
 pub fn try_mmap(fd: impl AsFd, len: usize) -> Result<(), Errno> {
     map(0, len, libc::MAP_SHARED, fd.as_fd().as_raw_fd()).map(|address| unmap(address, len))

@@ -1,10 +1,16 @@
 //! The tests, by topic.
 
+mod budget;
 mod capture;
 mod cases;
 mod errnos;
+mod injected;
+pub mod kernel_log;
 mod kill_loop;
 mod lifecycle;
+mod memory;
+mod random;
+mod read;
 mod readiness;
 mod signals;
 
@@ -16,9 +22,15 @@ pub fn all() -> Vec<(&'static str, Test)> {
         capture::TESTS,
         errnos::TESTS,
         signals::TESTS,
+        random::TESTS,
+        read::TESTS,
+        memory::TESTS,
+        budget::TESTS,
+        injected::TESTS,
         readiness::TESTS,
         kill_loop::TESTS,
         lifecycle::TESTS,
+        kernel_log::TESTS,
     ]
     .concat()
 }

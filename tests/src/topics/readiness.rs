@@ -17,7 +17,7 @@ use crate::daemon;
 use crate::report::same;
 use crate::setup::{Test, VMALLOC};
 use crate::sys::Pages;
-use crate::video::{Node, Video};
+use crate::video::{Node, Video, buffer, command};
 
 pub const TESTS: &[(&str, Test)] = &[
     (
@@ -46,6 +46,10 @@ pub const TESTS: &[(&str, Test)] = &[
     (
         "readiness::waiting_for_events_before_reqbufs_does_not_start_reading",
         events_do_not_start_reading,
+    ),
+    (
+        "readiness::garbage_in_the_flags_of_a_dqbuf_that_waits_does_no_harm",
+        garbage_flags,
     ),
     (
         "readiness::a_poll_that_waits_wakes_on_frame_and_on_streamoff",
@@ -290,6 +294,39 @@ fn events_do_not_start_reading() -> anyhow::Result<()> {
             let bits = ask(&video, PollFlags::POLLPRI, QUIET)?;
             lines.push(format!("{bits}, then REQBUFS {:?}", video.reqbufs(2)));
         }
+        Ok(lines)
+    })?;
+    Ok(())
+}
+
+/// vb2 believes the flags that a *failing* DQBUF came with: DONE and LAST, and an EAGAIN, and from then on it says EPIPE
+/// to every DQBUF until STREAMOFF, of later openers too (videobuf2-v4l2.c, vb2_dqbuf). A blocking one does not fail.
+fn garbage_flags() -> anyhow::Result<()> {
+    daemon::shared()?;
+    same(VMALLOC, |node| {
+        let video = Arc::new(node.open()?);
+        let size = video.sizeimage()?;
+        let memory = Pages::new(size as usize)?;
+        video.reqbufs(2)?;
+        video.streamon()?;
+        let mut lines = Vec::new();
+        for _ in 0..2 {
+            let sleeping = Arc::clone(&video);
+            let sleeper = thread::spawn(move || {
+                let mut asked = buffer(0, 0, 0);
+                asked.flags = u32::MAX;
+                sleeping.on_buffer(command::DQBUF, asked).map(|told| told.flags)
+            });
+            thread::sleep(Duration::from_millis(200));
+            lines.push(format!("slept: {}", !sleeper.is_finished()));
+            video.qbuf(0, memory.at(0), size)?;
+            lines.push(format!(
+                "{:?}",
+                sleeper.join().ok().context("the thread panicked")?
+            ));
+        }
+        // Whatever came of it, the next one to open the device is to find it in order.
+        video.streamoff()?;
         Ok(lines)
     })?;
     Ok(())
