@@ -89,6 +89,16 @@ impl Budget {
         })
     }
 
+    /// Bytes that the process `client` could spend now.
+    #[must_use]
+    pub fn available(&self, client: i32) -> u64 {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = used.clients.get(&client).copied().unwrap_or(0);
+        self.per_client
+            .saturating_sub(held)
+            .min(self.total.saturating_sub(used.total))
+    }
+
     /// Bytes spent now.
     #[must_use]
     pub fn spent(&self) -> u64 {
@@ -142,7 +152,12 @@ mod tests {
                 limit: 100
             })
         );
+        assert_eq!(
+            (budget.available(1), budget.available(2), budget.available(3)),
+            (0, 0, 0)
+        );
         drop(first);
+        assert_eq!((budget.available(1), budget.available(2)), (50, 10));
         assert_eq!(budget.spent(), 50);
         assert!(budget.charge(3, 50).is_ok());
     }

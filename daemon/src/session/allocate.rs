@@ -8,7 +8,9 @@
 use std::sync::Arc;
 
 use vidcompat_proto::Errno;
-use vidcompat_proto::abi::v4l2::{V4l2Buffer, V4l2CreateBuffers, V4l2RequestBuffers, buf_cap, memory};
+use vidcompat_proto::abi::v4l2::{
+    V4l2Buffer, V4l2CreateBuffers, V4l2RequestBuffers, buf_cap, buf_type, memory,
+};
 use vidcompat_proto::ioctl::{QueueOp, queue_row};
 use vidcompat_proto::queue::Queue;
 
@@ -61,6 +63,20 @@ impl Session {
                 flags: 0,
                 ..*request
             };
+            if provider == Provider::Exporter && request.count > 1 {
+                // The driver allocates without asking our budget: one buffer tells how many we may ask for.
+                device.count = 1;
+                self.ask(state, &mut device, capabilities)?;
+                let size = self.query(request.buf_type, 0)?.length;
+                device = V4l2RequestBuffers {
+                    count: request.count.min(self.affordable(size, tid)?),
+                    ..device
+                };
+                if device.count == 0 {
+                    self.ask(state, &mut device, capabilities)?;
+                    return Err(Errno::ENOMEM.into());
+                }
+            }
             self.ask(state, &mut device, capabilities)?;
             let Err(enough) = self.fill(state, request.buf_type, device.count, provider, tid)? else {
                 return Ok(());
@@ -89,6 +105,10 @@ impl Session {
         let buf_type = request.format.buf_type;
         let asked = *request;
         let mut device = asked;
+        let asked = V4l2CreateBuffers {
+            count: self.affordable_of(&asked, tid)?,
+            ..asked
+        };
         let ask = |provider: Provider| V4l2CreateBuffers {
             memory: provider.memory(),
             flags: 0,
@@ -123,6 +143,28 @@ impl Session {
             ..device
         };
         Ok(())
+    }
+
+    /// How many buffers of `size` bytes the budget has room for.
+    fn affordable(&self, size: u32, tid: u32) -> Result<u32, Errno> {
+        let process = self.caller(tid)?.client().process().as_raw();
+        let available = self.device.budget().available(process);
+        Ok(u32::try_from(available / u64::from(size.max(1)).next_multiple_of(4096)).unwrap_or(u32::MAX))
+    }
+
+    /// As many buffers as are asked for, or as there is room for: the driver allocates its own without asking us. Only
+    /// a video format says how large they will be.
+    fn affordable_of(&self, request: &V4l2CreateBuffers, tid: u32) -> Result<u32, Errno> {
+        if request.format.buf_type != buf_type::VIDEO_CAPTURE || request.count == 0 {
+            return Ok(request.count);
+        }
+        match request
+            .count
+            .min(self.affordable(request.format.pix_sizeimage(), tid)?)
+        {
+            0 => Err(Errno::ENOMEM),
+            count => Ok(count),
+        }
     }
 
     /// Tries the providers in the order of DESIGN.md until one serves.

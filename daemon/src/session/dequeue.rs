@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::v4l2::{V4l2Buffer, buf_flag};
 use vidcompat_proto::ioctl::{QueueOp, queue_row};
-use vidcompat_proto::queue::{Delivery, Queue};
+use vidcompat_proto::queue::Delivery;
 use zerocopy::IntoBytes;
 
 use super::{Blocking, BoxedWaiter, Dequeuer, Session, State};
@@ -57,7 +57,13 @@ impl Session {
     /// Asks the device, without waiting.
     fn try_dequeue(&self, state: &mut State, argument: &V4l2Buffer) -> Result<Dequeued, Errno> {
         state.queue.dqbuf(argument)?;
-        let mut device = Queue::without_references(argument);
+        // Only what vb2 looks at. Its flags it would take for the driver's where the call fails, as a call of ours that
+        // does not wait often does (videobuf2-v4l2.c:854).
+        let mut device = V4l2Buffer {
+            buf_type: argument.buf_type,
+            memory: argument.memory,
+            ..V4l2Buffer::default()
+        };
         self.node.buffer_ioctl(QueueOp::Dqbuf, &mut device)?;
         let reply = state.queue.reply(&device);
         let delivery = state.queue.dequeued(&device);
