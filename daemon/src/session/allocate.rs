@@ -105,10 +105,7 @@ impl Session {
         let buf_type = request.format.buf_type;
         let asked = *request;
         let mut device = asked;
-        let asked = V4l2CreateBuffers {
-            count: self.affordable_of(&asked, tid)?,
-            ..asked
-        };
+        self.check_room(&asked, tid)?;
         let ask = |provider: Provider| V4l2CreateBuffers {
             memory: provider.memory(),
             flags: 0,
@@ -152,19 +149,14 @@ impl Session {
         Ok(u32::try_from(available / u64::from(size.max(1)).next_multiple_of(4096)).unwrap_or(u32::MAX))
     }
 
-    /// As many buffers as are asked for, or as there is room for: the driver allocates its own without asking us. Only
+    /// The buffers that are asked for, if there is room for them: the driver allocates its own without asking us. Only
     /// a video format says how large they will be.
-    fn affordable_of(&self, request: &V4l2CreateBuffers, tid: u32) -> Result<u32, Errno> {
-        if request.format.buf_type != buf_type::VIDEO_CAPTURE || request.count == 0 {
-            return Ok(request.count);
+    fn check_room(&self, request: &V4l2CreateBuffers, tid: u32) -> Result<(), Errno> {
+        let told = request.format.buf_type == buf_type::VIDEO_CAPTURE && request.count > 0;
+        if told && request.count > self.affordable(request.format.pix_sizeimage(), tid)? {
+            return Err(Errno::ENOMEM);
         }
-        match request
-            .count
-            .min(self.affordable(request.format.pix_sizeimage(), tid)?)
-        {
-            0 => Err(Errno::ENOMEM),
-            count => Ok(count),
-        }
+        Ok(())
     }
 
     /// Tries the providers in the order of DESIGN.md until one serves.
