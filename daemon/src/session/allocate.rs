@@ -18,6 +18,9 @@ use super::{Session, Slot, State};
 use crate::client::Client;
 use crate::memory::{BounceBuffer, Charge, OverBudget, Provider};
 
+/// More buffers than any queue has unless its driver asks for more (VB2_MAX_FRAME is 32, vivid has 64).
+const MOST_BUFFERS: u32 = 64;
+
 /// Why the buffers of a queue could not all be made.
 enum Unserved {
     /// The device refused what the provider made: another provider may do.
@@ -153,7 +156,9 @@ impl Session {
     /// a video format says how large they will be.
     fn check_room(&self, request: &V4l2CreateBuffers, tid: u32) -> Result<(), Errno> {
         let told = request.format.buf_type == buf_type::VIDEO_CAPTURE && request.count > 0;
-        if told && request.count > self.affordable(request.format.pix_sizeimage(), tid)? {
+        // The driver cuts larger numbers down itself.
+        let count = request.count.min(MOST_BUFFERS);
+        if told && count > self.affordable(request.format.pix_sizeimage(), tid)? {
             return Err(Errno::ENOMEM);
         }
         Ok(())
