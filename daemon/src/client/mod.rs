@@ -68,6 +68,24 @@ impl BlockedThread {
     }
 }
 
+impl BlockedThread {
+    /// Fills `bytes` from `client_addr` in its memory: a struct, an array.
+    ///
+    /// # Errors
+    /// [`MemoryFault::Fault`] where any byte is out of reach.
+    pub fn read(&self, client_addr: u64, bytes: &mut [u8]) -> Result<(), MemoryFault> {
+        sys::read_bytes(self.tid, client_addr, bytes)
+    }
+
+    /// Writes `bytes` to `client_addr` in its memory.
+    ///
+    /// # Errors
+    /// As [`BlockedThread::read`]; a part may have been written.
+    pub fn write(&self, client_addr: u64, bytes: &[u8]) -> Result<(), MemoryFault> {
+        sys::write_bytes(self.tid, client_addr, bytes)
+    }
+}
+
 impl Client {
     /// `tid` is a thread of `process` that is blocked in a request of ours; the first thread may have ended.
     fn of_process(process: Pid, tid: Pid) -> io::Result<Self> {

@@ -8,6 +8,7 @@ use std::thread;
 use fuser::{Errno as FuseErrno, IoctlFlags, PollEvents};
 use nix::poll::PollFlags;
 use vidcompat_proto::Errno;
+use vidcompat_proto::abi::ClientAbi;
 use vidcompat_proto::abi::v4l2::V4l2Buffer;
 use vidcompat_proto::ioc::Command;
 use vidcompat_proto::ioctl::{self, Policy, QueueOp, Row};
@@ -17,7 +18,7 @@ use crate::client::CallShape;
 use crate::cuse::{
     Caller, ForIoctl, ForRead, ForRelease, Handler, IoctlRequest, Operation, Reply, Request, Ticket, Turn,
 };
-use crate::session::{Blocking, Device, Session, Waiter};
+use crate::session::{Blocking, Device, Requester, Session, Waiter};
 
 /// The front end of one real node.
 pub struct VideoNode {
@@ -143,7 +144,11 @@ impl VideoNode {
                 let given = input.len().min(argument.len());
                 argument[..given].copy_from_slice(&input[..given]);
                 let outcome = if turn.pass() {
-                    session.ioctl(row, &mut argument, caller.tid)
+                    let who = Requester {
+                        tid: caller.tid,
+                        abi: ClientAbi::Native,
+                    };
+                    session.ioctl(row, &mut argument, who)
                 } else {
                     Err(OVERLOADED)
                 };

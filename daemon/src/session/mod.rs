@@ -17,6 +17,7 @@ mod read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vidcompat_proto::Errno;
+use vidcompat_proto::abi::ClientAbi;
 use vidcompat_proto::abi::v4l2::{V4l2Buffer, V4l2CreateBuffers, V4l2RequestBuffers};
 use vidcompat_proto::ioctl::{Policy, QueueOp, Row};
 use vidcompat_proto::queue::Queue;
@@ -52,6 +53,15 @@ pub type BoxedWaiter = Box<dyn Waiter>;
 struct Dequeuer {
     waiter: BoxedWaiter,
     caller: Option<BlockedThread>,
+}
+
+/// Who makes a call that never waits: enough to find what its pointers point to.
+#[derive(Clone, Copy, Debug)]
+pub struct Requester {
+    /// The calling thread, blocked until it is answered.
+    pub tid: u32,
+    /// The layout of what it passes by pointer: arrays, and pointers in them. The struct itself is native already.
+    pub abi: ClientAbi,
 }
 
 /// Who calls, and how: enough to find out whether the file is in non-blocking mode.
@@ -205,16 +215,16 @@ impl Session {
     ///
     /// # Errors
     /// What the real driver gives for the same call.
-    pub fn ioctl(&self, row: &'static Row, argument: &mut [u8], tid: u32) -> Result<i32, Errno> {
+    pub fn ioctl(&self, row: &'static Row, argument: &mut [u8], who: Requester) -> Result<i32, Errno> {
         if row.probe.is_some() && !self.device.knows(&self.node, row) {
             return Err(Errno::ENOTTY);
         }
         match row.policy {
             Policy::Pass => self.node.ioctl(row, argument),
-            Policy::Privileged if is_admin(tid) => self.node.ioctl(row, argument),
+            Policy::Privileged if is_admin(who.tid) => self.node.ioctl(row, argument),
             Policy::Privileged => Err(Errno::EPERM),
             Policy::Refuse(errno) => Err(errno),
-            Policy::Queue(op) => self.queue_ioctl(op, argument, tid).map(|()| 0),
+            Policy::Queue(op) => self.queue_ioctl(op, argument, who.tid).map(|()| 0),
             // These wait: `dequeue` and `dequeue_event`.
             Policy::Dqevent => Err(Errno::ENOTTY),
         }

@@ -12,7 +12,9 @@ mod v4l2;
 
 pub use dma_buf::{sync_end, sync_start};
 pub use map::Mapping;
-pub use process::{MemoryFault, RemoteMemory, pidfd_open_thread, read_byte, write_from};
+pub use process::{
+    MemoryFault, RemoteMemory, pidfd_open_thread, read_byte, read_bytes, write_bytes, write_from,
+};
 pub use procmap::{Vma, query_vma};
 pub use readiness::{SharedFile, register};
 pub use v4l2::{ioctl, poll};

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
+use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
 
 use super::Mapping;
@@ -150,9 +151,54 @@ impl RemoteMemory {
 pub fn read_byte(pid: Pid, client_addr: u64) -> Result<u8, MemoryFault> {
     let base = usize::try_from(client_addr).map_err(|_| MemoryFault::Fault)?;
     let mut byte = [0];
-    let remote = nix::sys::uio::RemoteIoVec { base, len: 1 };
-    nix::sys::uio::process_vm_readv(pid, &mut [io::IoSliceMut::new(&mut byte)], &[remote])?;
+    let remote = RemoteIoVec { base, len: 1 };
+    process_vm_readv(pid, &mut [io::IoSliceMut::new(&mut byte)], &[remote])?;
     Ok(byte[0])
+}
+
+/// Fills `bytes` from `client_addr` in process (or thread) `pid`.
+///
+/// # Errors
+/// As [`write_from`]; `bytes` may have been filled in part.
+pub fn read_bytes(pid: Pid, client_addr: u64, bytes: &mut [u8]) -> Result<(), MemoryFault> {
+    let base = usize::try_from(client_addr).map_err(|_| MemoryFault::Fault)?;
+    let mut done = 0;
+    while done < bytes.len() {
+        let rest = &mut bytes[done..];
+        let remote = RemoteIoVec {
+            base: base.checked_add(done).ok_or(MemoryFault::Fault)?,
+            len: rest.len(),
+        };
+        match process_vm_readv(pid, &mut [io::IoSliceMut::new(rest)], &[remote])? {
+            0 => return Err(MemoryFault::Fault),
+            count => done += count,
+        }
+    }
+    Ok(())
+}
+
+/// Writes `bytes` to `client_addr` in process (or thread) `pid`.
+///
+/// # Errors
+/// As [`write_from`].
+pub fn write_bytes(pid: Pid, client_addr: u64, bytes: &[u8]) -> Result<(), MemoryFault> {
+    let base = usize::try_from(client_addr).map_err(|_| MemoryFault::Fault)?;
+    if is_ours(pid) {
+        return Err(MemoryFault::Fault);
+    }
+    let mut done = 0;
+    while done < bytes.len() {
+        let rest = &bytes[done..];
+        let remote = RemoteIoVec {
+            base: base.checked_add(done).ok_or(MemoryFault::Fault)?,
+            len: rest.len(),
+        };
+        match process_vm_writev(pid, &[io::IoSlice::new(rest)], &[remote])? {
+            0 => return Err(MemoryFault::Fault),
+            count => done += count,
+        }
+    }
+    Ok(())
 }
 
 /// `pidfd_open(tid, PIDFD_THREAD)`: needs Linux 6.9.
@@ -173,7 +219,7 @@ pub fn pidfd_open_thread(tid: Pid) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use super::{MemoryFault, RemoteMemory, read_byte, write_from};
+    use super::{MemoryFault, RemoteMemory, read_byte, read_bytes, write_bytes, write_from};
     use crate::sys::Mapping;
     use nix::sys::memfd::{MFdFlags, memfd_create};
     use nix::unistd::Pid;
@@ -246,6 +292,24 @@ mod tests {
         drop(sleeper);
         assert!(!mem.is_alive());
         assert_eq!(mem.write(&source, 10, 4096), Err(MemoryFault::Gone));
+    }
+
+    #[test]
+    fn small_structs_go_both_ways_and_never_in_part() {
+        let sleeper = Sleeper::new();
+        write_bytes(sleeper.pid(), sleeper.1 + 5, b"struct").expect("its stack");
+        let mut back = [0; 6];
+        read_bytes(sleeper.pid(), sleeper.1 + 5, &mut back).expect("its stack");
+        assert_eq!(&back, b"struct");
+        assert_eq!(read_bytes(sleeper.pid(), 8, &mut back), Err(MemoryFault::Fault));
+        assert_eq!(
+            write_bytes(sleeper.pid(), u64::MAX, &back),
+            Err(MemoryFault::Fault)
+        );
+        assert_eq!(
+            write_bytes(Pid::this(), sleeper.1, &back),
+            Err(MemoryFault::Fault)
+        );
     }
 
     #[test]
