@@ -113,18 +113,25 @@ impl RealNode {
         self.queue_ioctl(op, &mut argument)
     }
 
-    /// `fmt.pix.sizeimage` of `VIDIOC_G_FMT`, in bytes.
-    ///
-    /// # Errors
-    /// What the driver says.
-    pub fn sizeimage(&self, buf_type: u32) -> Result<u32, Errno> {
+    /// Bytes of a frame of all planes together, as `VIDIOC_G_FMT` tells it; `None` where it does not.
+    pub fn frame_size(&self, buf_type: u32) -> Option<u64> {
         let mut format = V4l2Format {
             buf_type,
             padding: 0,
             fmt: [0; 200],
         };
-        self.ioctl(ioctl::row(G_FMT), format.as_mut_bytes())?;
-        Ok(format.pix_sizeimage())
+        self.ioctl(ioctl::row(G_FMT), format.as_mut_bytes()).ok()?;
+        format.frame_size()
+    }
+
+    /// Bytes of the first buffer that this file's driver has of a single-planar queue; `None`: it has none.
+    pub fn buffer_length(&self, buf_type: u32) -> Option<u32> {
+        let mut buffer = V4l2Buffer {
+            buf_type,
+            ..V4l2Buffer::default()
+        };
+        self.buffer_ioctl(QueueOp::Querybuf, &mut buffer).ok()?;
+        Some(buffer.length)
     }
 
     /// Does the driver know the ioctl of `row` at all? Only for a row that [`Row::probe`] names: it is called with

@@ -13,6 +13,8 @@ mod device;
 mod events;
 mod poll;
 mod read;
+mod retry;
+mod write;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -31,23 +33,24 @@ use crate::memory::BounceBuffer;
 use events::EventQueue;
 use poll::PollWait;
 use read::FrameReader;
+use write::FrameWriter;
 
 pub use device::{Device, DeviceOptions};
 
-/// Somebody whose call may have to wait.
-pub trait Waiter: Send {
+/// Somebody whose call may have to wait, for bytes or for a count of bytes.
+pub trait Waiter<T: ?Sized = [u8]>: Send {
     /// Tells this waiter from others, as long as it waits.
     fn id(&self) -> u64;
     /// From now on `wake` is called if the call is to end early. `false`: it is to end now.
     fn sleep(&mut self, wake: Box<dyn FnOnce() + Send>) -> bool;
-    /// The call returns: the bytes that go back, or an errno.
-    fn answer(self: Box<Self>, outcome: Result<&[u8], Errno>);
+    /// The call returns: what goes back, or an errno.
+    fn answer(self: Box<Self>, outcome: Result<&T, Errno>);
     /// The call ends early, as `-ERESTARTSYS` ends it in a driver.
     fn restart(self: Box<Self>);
 }
 
 /// A waiter on its own: nobody else answers it.
-pub type BoxedWaiter = Box<dyn Waiter>;
+pub type BoxedWaiter<T = [u8]> = Box<dyn Waiter<T>>;
 
 /// One that sleeps in DQBUF, and the thread of its client that is blocked in it, where we can name that.
 struct Dequeuer {
@@ -88,6 +91,9 @@ struct State {
     dequeuer: Option<Dequeuer>,
     events: EventQueue,
     frames: FrameReader,
+    writer: FrameWriter,
+    /// Somebody who reads or writes is served by the clock.
+    retrying: bool,
     poll: Option<PollWait>,
     /// No further call may wait: the node is going away.
     ending: bool,
@@ -159,7 +165,7 @@ impl Session {
 
     /// The node goes away: whoever waits is answered as when a device is unplugged.
     pub fn shut_down(&self) {
-        let waiters = {
+        let (waiters, writers) = {
             let mut state = self.lock();
             state.ending = true;
             if let Some(poll) = state.poll.take() {
@@ -174,8 +180,11 @@ impl Session {
                 .collect();
             waiters.extend(state.events.drain());
             waiters.extend(state.frames.drain());
-            waiters
+            (waiters, state.writer.drain())
         };
+        for writer in writers {
+            writer.answer(Err(Errno::ENODEV));
+        }
         for waiter in waiters {
             waiter.answer(Err(Errno::ENODEV));
         }
@@ -202,7 +211,7 @@ impl Session {
     }
 
     /// Lets `waiter` sleep, until `interrupt` is called with its id. `false`: it is to end at once.
-    fn sleep(self: &Arc<Self>, waiter: &mut BoxedWaiter, interrupt: fn(&Session, u64)) -> bool {
+    fn sleep<T: ?Sized>(self: &Arc<Self>, waiter: &mut BoxedWaiter<T>, interrupt: fn(&Session, u64)) -> bool {
         let (weak, id) = (Arc::downgrade(self), waiter.id());
         waiter.sleep(Box::new(move || {
             if let Some(session) = weak.upgrade() {
@@ -269,6 +278,7 @@ impl Session {
             self.advance_dequeuer(),
             self.advance_events(),
             self.advance_readers(),
+            self.advance_writers(),
             self.advance_poll(what),
         ];
         // While somebody is served at each turn the registration stays, which spares two epoll_ctl a frame.
@@ -310,6 +320,7 @@ impl State {
         let poll = self.poll.as_ref().map(PollWait::wanted).unwrap_or_default();
         Wanted {
             input: poll.input || self.dequeuer.is_some() || !self.frames.is_idle(),
+            output: poll.output || !self.writer.is_idle(),
             priority: poll.priority || !self.events.is_empty(),
         }
     }

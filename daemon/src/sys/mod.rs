@@ -16,5 +16,5 @@ pub use process::{
     MemoryFault, RemoteMemory, pidfd_open_thread, read_byte, read_bytes, write_bytes, write_from,
 };
 pub use procmap::{Vma, query_vma};
-pub use readiness::{SharedFile, register};
+pub use readiness::{Watched, register};
 pub use v4l2::{ioctl, poll};

@@ -8,12 +8,18 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub mod buf_type {
     /// `V4L2_BUF_TYPE_VIDEO_CAPTURE`
     pub const VIDEO_CAPTURE: u32 = 1;
+    /// `V4L2_BUF_TYPE_VIDEO_OUTPUT`
+    pub const VIDEO_OUTPUT: u32 = 2;
     /// `V4L2_BUF_TYPE_VIDEO_OVERLAY`
     pub const VIDEO_OVERLAY: u32 = 3;
     /// `V4L2_BUF_TYPE_VBI_CAPTURE`
     pub const VBI_CAPTURE: u32 = 4;
+    /// `V4L2_BUF_TYPE_VBI_OUTPUT`
+    pub const VBI_OUTPUT: u32 = 5;
     /// `V4L2_BUF_TYPE_SLICED_VBI_CAPTURE`
     pub const SLICED_VBI_CAPTURE: u32 = 6;
+    /// `V4L2_BUF_TYPE_SLICED_VBI_OUTPUT`
+    pub const SLICED_VBI_OUTPUT: u32 = 7;
     /// `V4L2_BUF_TYPE_VIDEO_OUTPUT_OVERLAY`
     pub const VIDEO_OUTPUT_OVERLAY: u32 = 8;
     /// `V4L2_BUF_TYPE_VIDEO_CAPTURE_MPLANE`
@@ -22,8 +28,12 @@ pub mod buf_type {
     pub const VIDEO_OUTPUT_MPLANE: u32 = 10;
     /// `V4L2_BUF_TYPE_SDR_CAPTURE`
     pub const SDR_CAPTURE: u32 = 11;
+    /// `V4L2_BUF_TYPE_SDR_OUTPUT`
+    pub const SDR_OUTPUT: u32 = 12;
     /// `V4L2_BUF_TYPE_META_CAPTURE`
     pub const META_CAPTURE: u32 = 13;
+    /// `V4L2_BUF_TYPE_META_OUTPUT`
+    pub const META_OUTPUT: u32 = 14;
 
     /// Is this a single-planar queue that the device fills?
     #[must_use]

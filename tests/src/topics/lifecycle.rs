@@ -263,8 +263,8 @@ fn refused(args: &[&str], words: &str) -> anyhow::Result<()> {
 
 fn no_device() -> anyhow::Result<()> {
     refused(&["--device", "/dev/video9"], "no such device")?;
-    refused(&["--device", "/dev/null"], "is no /dev/videoN node")?;
-    refused(&["--device", "/etc/passwd"], "is no /dev/videoN node")?;
+    refused(&["--device", "/dev/null"], "is no V4L2 node")?;
+    refused(&["--device", "/etc/passwd"], "is no V4L2 node")?;
     refused(&["--device", "/dev/v4l"], "no such device")?;
     // Something else under the name of a video node.
     let fake = Removed::at("/dev/video40");
@@ -278,7 +278,7 @@ fn no_device() -> anyhow::Result<()> {
     drop(fake);
     let file = Removed::at("/dev/video40");
     fs::write(&file.0, "")?;
-    refused(&["--device", "/dev/video40"], "is no /dev/videoN node")?;
+    refused(&["--device", "/dev/video40"], "is no V4L2 node")?;
     drop(file);
     let nobody = Removed::at("/dev/video40");
     mknod(
