@@ -44,6 +44,8 @@ pub enum QueueOp {
     CreateBufs,
     /// `VIDIOC_PREPARE_BUF`
     PrepareBuf,
+    /// `VIDIOC_REMOVE_BUFS`
+    RemoveBufs,
 }
 
 /// Bytes of a struct that hold a client's pointer (or count what it points to).
@@ -171,6 +173,7 @@ pub fn queue_row(op: QueueOp) -> &'static Row {
         QueueOp::Streamoff => 19,
         QueueOp::CreateBufs => 92,
         QueueOp::PrepareBuf => 93,
+        QueueOp::RemoveBufs => 104,
     })
 }
 
