@@ -297,7 +297,7 @@ fn name_taken() -> anyhow::Result<()> {
         let mut first = start()?;
         refused(&["--device", DEVICE], "exists already")?;
         one_frame(ours(SPARE)).context("the first daemon after the second has failed")?;
-        refused(&["--device", &taken], "video0 to video63")?;
+        refused(&["--device", &taken], "0 to 63")?;
         end(&mut first, Signal::SIGTERM, "a second one was refused")?;
     }
     let file = Removed::at(&taken);
