@@ -1,7 +1,6 @@
 //! `v4l2_format`, and `v4l2_create_buffers`, which holds one.
 //!
-//! Of the union only the member that the type means is converted; a type that no kernel knows converts nothing, and the
-//! driver answers `EINVAL` to it as the kernel's conversion would.
+//! Of the union only the member that the type means is converted; a type that there is not cannot be.
 
 use super::Layout;
 use super::piece::{Member, Piece, Union, padding, same, unsigned};

@@ -18,6 +18,7 @@ mod standard;
 mod tests;
 
 use super::ClientAbi;
+use crate::Errno;
 use piece::{Piece, Union};
 
 /// How one struct of a 32-bit client lies in its bytes, and where the 64-bit struct has the same.
@@ -89,16 +90,21 @@ impl Layout {
     /// Makes the 64-bit struct of what a client gave; bytes that the client does not give are zero.
     ///
     /// Takes slices of any length: a field that either of them has no room for is left out.
-    pub fn to_native(&self, compat: &[u8], native: &mut [u8]) {
+    ///
+    /// # Errors
+    /// `EINVAL`: a format of a type that there is not. The driver is not asked then, not even whether it knows the
+    /// ioctl.
+    pub fn to_native(&self, compat: &[u8], native: &mut [u8]) -> Result<(), Errno> {
         native.fill(0);
         for piece in self.pieces {
             piece.take(compat, native);
         }
         if let Some(union) = self.union {
-            union
-                .pieces(compat, union.tag.0)
-                .for_each(|piece| piece.take(compat, native));
+            for piece in union.pieces(compat, union.tag.0).ok_or(Errno::EINVAL)? {
+                piece.take(compat, native);
+            }
         }
+        Ok(())
     }
 
     /// Puts the 64-bit struct of an answer into `compat`, which holds what the client gave (zeroes where it gave
@@ -110,10 +116,10 @@ impl Layout {
         for piece in self.pieces {
             piece.give(native, compat);
         }
-        if let Some(union) = self.union {
-            union
-                .pieces(native, union.tag.1)
-                .for_each(|piece| piece.give(native, compat));
+        // A driver gives no other type than it was given.
+        let pieces = self.union.and_then(|union| union.pieces(native, union.tag.1));
+        for piece in pieces.into_iter().flatten() {
+            piece.give(native, compat);
         }
     }
 }

@@ -201,17 +201,15 @@ pub(super) struct Member {
 }
 
 impl Union {
-    /// The fields that the union of this struct holds: none if the tag is no known one.
-    pub(super) fn pieces(&self, tagged: &[u8], tag: usize) -> impl Iterator<Item = Piece> {
-        let tag = number_at(tagged, tag).map(u32::from_ne_bytes);
+    /// The fields that the union of this struct holds, if its tag is a known one.
+    pub(super) fn pieces(&self, tagged: &[u8], tag: usize) -> Option<impl Iterator<Item = Piece>> {
+        let tag = u32::from_ne_bytes(number_at(tagged, tag)?);
         let member = self
             .members
             .iter()
-            .find(|member| tag.is_some_and(|tag| member.is_one_of.contains(&tag)));
-        member
-            .map_or(&[][..], |member| member.pieces)
-            .iter()
-            .map(|piece| piece.moved(self.start.0, self.start.1))
+            .find(|member| member.is_one_of.contains(&tag))?;
+        let (compat, native) = self.start;
+        Some(member.pieces.iter().map(move |piece| piece.moved(compat, native)))
     }
 
     /// Panics unless the union is clear of `pieces`, lies in the struct, and its members lie in it.

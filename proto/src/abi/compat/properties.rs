@@ -22,7 +22,7 @@ fn all() -> Vec<&'static Layout> {
 fn pieces_of(layout: &Layout, compat: &[u8]) -> Vec<Piece> {
     let mut pieces = layout.pieces.to_vec();
     if let Some(union) = layout.union {
-        pieces.extend(union.pieces(compat, union.tag.0));
+        pieces.extend(union.pieces(compat, union.tag.0).into_iter().flatten());
     }
     pieces
 }
@@ -112,7 +112,7 @@ proptest! {
             }
         }
         let mut to = native.clone();
-        layout.to_native(&compat, &mut to);
+        let _ = layout.to_native(&compat, &mut to);
         prop_assert!(to.get(layout.native_size..).unwrap_or_default().iter().all(|byte| *byte == 0));
         let mut to = compat.clone();
         layout.from_native(&native, &mut to);
