@@ -1,5 +1,6 @@
 //! Kernel structs as bytes: explicit padding, no pointers, safe to read from any memory.
 
+pub mod compat;
 pub mod format;
 pub mod v4l2;
 

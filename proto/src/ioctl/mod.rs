@@ -3,11 +3,13 @@
 //! A command that has no row is answered `ENOTTY` and nothing of it reaches a device, so a struct whose pointers
 //! we do not know can never make the kernel follow a client's pointer inside the daemon.
 
+mod compat;
 mod v4l2;
 
 use crate::Errno;
 use crate::ioc::{Command, Direction};
 
+pub use compat::lookup_compat;
 pub use v4l2::ROWS as V4L2;
 
 /// What becomes of an ioctl.
