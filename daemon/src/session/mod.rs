@@ -7,7 +7,9 @@
 //! copied to a client, whose memory may be slow on purpose.
 
 mod allocate;
+mod arrays;
 mod buffers;
+mod controls;
 mod dequeue;
 mod device;
 mod events;
@@ -224,6 +226,8 @@ impl Session {
             Policy::Privileged if is_admin(who.tid) => self.node.ioctl(row, argument),
             Policy::Privileged => Err(Errno::EPERM),
             Policy::Refuse(errno) => Err(errno),
+            Policy::Array => self.array_ioctl(row, argument, who),
+            Policy::Controls(op) => self.ext_controls(row, op, argument, who),
             Policy::Queue(op) => self.queue_ioctl(op, argument, who.tid).map(|()| 0),
             // These wait: `dequeue` and `dequeue_event`.
             Policy::Dqevent => Err(Errno::ENOTTY),

@@ -1,5 +1,6 @@
 //! Kernel structs as bytes: explicit padding, no pointers, safe to read from any memory.
 
+pub mod controls;
 pub mod v4l2;
 
 /// Whose layout the structs of a client have.
