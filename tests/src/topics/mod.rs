@@ -3,6 +3,8 @@
 mod budget;
 mod capture;
 mod cases;
+mod controls;
+mod edid;
 mod errnos;
 mod injected;
 pub mod kernel_log;
@@ -21,6 +23,8 @@ pub fn all() -> Vec<(&'static str, Test)> {
     [
         capture::TESTS,
         errnos::TESTS,
+        controls::TESTS,
+        edid::TESTS,
         signals::TESTS,
         random::TESTS,
         read::TESTS,
