@@ -525,29 +525,41 @@ pub const ALLOCATING: &[Case] = &[
     case("REMOVE_BUFS of a buffer that is not queued", |b| {
         format!("{}; {}", b.reqbufs(request(4)), word(remove(b, 2, 1)))
     }),
-    case("REMOVE_BUFS of nothing, beyond the end, over the end, twice", |b| {
-        let made = b.reqbufs(request(4));
-        let removed = [(0, 0), (4, 1), (3, 2), (1, 2), (1, 1), (u32::MAX, 2)];
-        format!("{made}; {:?}", removed.map(|(index, count)| word(remove(b, index, count))))
-    }),
-    case("REMOVE_BUFS of a queued buffer, of one behind it, of all after STREAMOFF", |b| {
-        let first = b.qbuf(|_| ());
-        let queued = word(remove(b, 0, 1));
-        let behind = word(remove(b, 1, 1));
-        let off = word(b.video.streamoff());
-        format!("{first}; {queued}; {behind}; {off}; {}", word(remove(b, 0, 1)))
-    }),
-    case("QUERYBUF and QBUF in a hole, CREATE_BUFS into it and behind it", |b| {
-        let made = b.reqbufs(request(6));
-        let hole = word(remove(b, 2, 2));
-        let query = [1, 2, 3, 4].map(|index| b.show(b.video.querybuf(index)));
-        let into = b.qbuf(|buffer| buffer.index = 3);
-        let small = b.create(1, |_| ());
-        let large = b.create(3, |_| ());
-        let after = [2, 3, 6, 8].map(|index| b.show(b.video.querybuf(index)));
-        let behind = b.qbuf(|buffer| buffer.index = 4);
-        format!("{made}; {hole}; {query:?}; {into}; {small}; {large}; {after:?}; {behind}")
-    }),
+    case(
+        "REMOVE_BUFS of nothing, beyond the end, over the end, twice",
+        |b| {
+            let made = b.reqbufs(request(4));
+            let removed = [(0, 0), (4, 1), (3, 2), (1, 2), (1, 1), (u32::MAX, 2)];
+            format!(
+                "{made}; {:?}",
+                removed.map(|(index, count)| word(remove(b, index, count)))
+            )
+        },
+    ),
+    case(
+        "REMOVE_BUFS of a queued buffer, of one behind it, of all after STREAMOFF",
+        |b| {
+            let first = b.qbuf(|_| ());
+            let queued = word(remove(b, 0, 1));
+            let behind = word(remove(b, 1, 1));
+            let off = word(b.video.streamoff());
+            format!("{first}; {queued}; {behind}; {off}; {}", word(remove(b, 0, 1)))
+        },
+    ),
+    case(
+        "QUERYBUF and QBUF in a hole, CREATE_BUFS into it and behind it",
+        |b| {
+            let made = b.reqbufs(request(6));
+            let hole = word(remove(b, 2, 2));
+            let query = [1, 2, 3, 4].map(|index| b.show(b.video.querybuf(index)));
+            let into = b.qbuf(|buffer| buffer.index = 3);
+            let small = b.create(1, |_| ());
+            let large = b.create(3, |_| ());
+            let after = [2, 3, 6, 8].map(|index| b.show(b.video.querybuf(index)));
+            let behind = b.qbuf(|buffer| buffer.index = 4);
+            format!("{made}; {hole}; {query:?}; {into}; {small}; {large}; {after:?}; {behind}")
+        },
+    ),
 ];
 
 fn set_sizeimage(format: &mut V4l2Format, by: i32) {
