@@ -6,6 +6,7 @@
 mod arrays;
 mod dma_buf;
 mod map;
+mod mirror;
 mod process;
 mod procmap;
 mod readiness;
@@ -14,6 +15,7 @@ mod v4l2;
 pub use arrays::{HostPayload, ext_controls, ioctl_with_array};
 pub use dma_buf::{sync_end, sync_start};
 pub use map::Mapping;
+pub use mirror::{Mirror, page_size};
 pub use process::{
     MemoryFault, RemoteMemory, pidfd_open_thread, read_byte, read_bytes, write_bytes, write_from,
 };
