@@ -3,6 +3,7 @@
 mod budget;
 mod capture;
 mod cases;
+mod compliance;
 mod controls;
 mod edid;
 mod errnos;
@@ -15,6 +16,7 @@ mod random;
 mod read;
 mod readiness;
 mod signals;
+mod verdicts;
 
 use crate::setup::{Set, Test};
 
@@ -37,8 +39,8 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             lifecycle::TESTS,
             kernel_log::TESTS,
         ],
-        Set::Kinds => &[kernel_log::TESTS],
-        Set::M2m => &[kernel_log::TESTS],
+        Set::Kinds => &[compliance::KINDS, kernel_log::TESTS],
+        Set::M2m => &[compliance::M2M, kernel_log::TESTS],
     };
     topics.concat()
 }
