@@ -6,8 +6,9 @@
  *     -r  SIGUSR1 has a handler that restarts system calls
  *     -e  SIGUSR1 has a handler that interrupts them
  *
- * With O_NONBLOCK it takes what there is, or fills what room there is; then it
- * says "waiting" and asks for SIZE bytes without.
+ * With O_NONBLOCK it takes what there is, or fills what room there is, and once
+ * more after a while, because the first frame goes at once; then it says
+ * "waiting" and asks for SIZE bytes without.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -29,7 +30,7 @@ static void handler(int signal)
 int main(int argc, char **argv)
 {
 	struct sigaction action = { .sa_handler = handler };
-	int option, fd, writes = 0, turns;
+	int option, fd, writes = 0, whiles, turns;
 	size_t size;
 	ssize_t count;
 	char *memory;
@@ -53,10 +54,13 @@ int main(int argc, char **argv)
 	}
 	size = strtoul(argv[optind + 1], NULL, 0);
 	memory = calloc(1, size);
-	for (turns = 0; turns < 1000; turns++) {
-		count = writes ? write(fd, memory, size) : read(fd, memory, size);
-		if (count < 0)
-			break;
+	for (whiles = 0; whiles < 2; whiles++) {
+		usleep(whiles * 300000);
+		for (turns = 0; turns < 1000; turns++) {
+			count = writes ? write(fd, memory, size) : read(fd, memory, size);
+			if (count < 0)
+				break;
+		}
 	}
 	if (errno != EAGAIN || fcntl(fd, F_SETFL, O_RDWR) < 0) {
 		perror("not to be filled");
