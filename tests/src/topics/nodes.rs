@@ -204,8 +204,8 @@ fn read_frames() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// vivid's VBI capture is raw or sliced as the last REQBUFS said.
-fn select_vbi(node: &Found, buf_type: u32) -> anyhow::Result<()> {
+/// A VBI node of vivid is raw or sliced as the last REQBUFS said.
+pub(super) fn select_vbi(node: &Found, buf_type: u32) -> anyhow::Result<()> {
     let mut nothing = V4l2RequestBuffers {
         buf_type,
         memory: memory::MMAP,

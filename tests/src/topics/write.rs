@@ -10,10 +10,9 @@ use anyhow::{Context, bail, ensure};
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
-use vidcompat_proto::abi::v4l2::{V4l2Format, buf_type};
-use zerocopy::FromZeros;
+use vidcompat_proto::abi::v4l2::buf_type;
 
-use super::nodes::{Set, blocking, ctl, interrupted};
+use super::nodes::{Set, blocking, ctl, interrupted, select_vbi};
 use crate::daemon;
 use crate::nodes::{Found, Kind, vivid};
 use crate::report::{equal, same_on};
@@ -87,28 +86,16 @@ fn pieces(node: &Found) -> anyhow::Result<usize> {
     Ok(frame)
 }
 
-fn set_raw_vbi(node: &Found) -> anyhow::Result<()> {
-    let video = Video::at(&node.real(), 0)?;
-    video.set_format(video.format_of(buf_type::VBI_OUTPUT)?)?;
-    Ok(())
-}
-
 fn any_size() -> anyhow::Result<()> {
     daemon::shared()?;
     for instance in 0..3 {
         pieces(&vivid(instance, Kind::MetaOutput)?)?;
     }
     let node = vivid(0, Kind::VbiOutput)?;
-    set_raw_vbi(&node)?;
+    select_vbi(&node, buf_type::VBI_OUTPUT)?;
     let raw = pieces(&node)?;
-    let mut format = V4l2Format::new_zeroed();
-    format.buf_type = buf_type::SLICED_VBI_OUTPUT;
-    // Teletext and WSS.
-    format.fmt[..2].copy_from_slice(&0x0401_u16.to_ne_bytes());
-    Video::at(&node.real(), 0)?.set_format(format)?;
-    let sliced = pieces(&node);
-    set_raw_vbi(&node)?;
-    let sliced = sliced?;
+    select_vbi(&node, buf_type::SLICED_VBI_OUTPUT)?;
+    let sliced = pieces(&node)?;
     ensure!(raw != sliced, "both of {raw} bytes");
     Ok(())
 }
@@ -205,7 +192,7 @@ fn large_frames() -> anyhow::Result<()> {
 fn at_a_boundary() -> anyhow::Result<()> {
     daemon::shared()?;
     let node = vivid(0, Kind::VbiOutput)?;
-    set_raw_vbi(&node)?;
+    select_vbi(&node, buf_type::VBI_OUTPUT)?;
     let frame = 64 * 810;
     let memory = vec![0x10; 4096 * 96];
     let parts: Vec<IoSlice<'_>> = memory
