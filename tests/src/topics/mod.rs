@@ -12,11 +12,13 @@ pub mod kernel_log;
 mod kill_loop;
 mod lifecycle;
 mod memory;
+mod nodes;
 mod random;
 mod read;
 mod readiness;
 mod signals;
 mod verdicts;
+mod write;
 
 use crate::setup::{Set, Test};
 
@@ -39,8 +41,8 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             lifecycle::TESTS,
             kernel_log::TESTS,
         ],
-        Set::Kinds => &[compliance::KINDS, kernel_log::TESTS],
-        Set::M2m => &[compliance::M2M, kernel_log::TESTS],
+        Set::Kinds => &[nodes::TESTS, write::TESTS, compliance::KINDS, kernel_log::TESTS],
+        Set::M2m => &[nodes::M2M_TESTS, compliance::M2M, kernel_log::TESTS],
     };
     topics.concat()
 }
