@@ -9,10 +9,12 @@ pub mod kernel_log;
 mod kill_loop;
 mod lifecycle;
 mod memory;
+mod nodes;
 mod random;
 mod read;
 mod readiness;
 mod signals;
+mod write;
 
 use crate::setup::{Set, Test};
 
@@ -33,8 +35,8 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             lifecycle::TESTS,
             kernel_log::TESTS,
         ],
-        Set::Kinds => &[kernel_log::TESTS],
-        Set::M2m => &[kernel_log::TESTS],
+        Set::Kinds => &[nodes::TESTS, write::TESTS, kernel_log::TESTS],
+        Set::M2m => &[nodes::M2M_TESTS, kernel_log::TESTS],
     };
     topics.concat()
 }
