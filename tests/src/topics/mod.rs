@@ -4,6 +4,8 @@ mod budget;
 mod capture;
 mod cases;
 mod controls;
+#[cfg(target_arch = "x86_64")]
+mod conversion;
 mod edid;
 mod errnos;
 mod injected;
@@ -37,7 +39,11 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             lifecycle::TESTS,
             kernel_log::TESTS,
         ],
-        Set::Kinds => &[kernel_log::TESTS],
+        Set::Kinds => &[
+            #[cfg(target_arch = "x86_64")]
+            conversion::TESTS,
+            kernel_log::TESTS,
+        ],
         Set::M2m => &[kernel_log::TESTS],
     };
     topics.concat()
