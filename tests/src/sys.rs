@@ -47,6 +47,40 @@ pub fn ioctl_in(fd: impl AsFd, command: u64, pages: &Pages, offset: usize) -> Re
     Errno::result(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), command, address) })
 }
 
+/// As [`ioctl_in`], by the entry that a 64-bit kernel has for 32-bit programs: to the driver the caller is one. The pages
+/// must be from [`Pages::below_4g`].
+#[cfg(target_arch = "x86_64")]
+pub fn ioctl32_in(fd: impl AsFd, command: u32, pages: &Pages, offset: usize) -> Result<i32, Errno> {
+    assert!(
+        offset + size_of_command(command.into()) <= pages.len,
+        "the kernel would go beyond the pages"
+    );
+    // Number 54 of that entry.
+    let mut result = 54_u64;
+    // SAFETY: the kernel copies at most `_IOC_SIZE` bytes, to memory that belongs to `pages`; r8 to r11 are all that it
+    // may leave changed, and rbx, which the compiler keeps to itself, is put back.
+    unsafe {
+        std::arch::asm!(
+            "xchg {fd:r}, rbx",
+            "int 0x80",
+            "xchg {fd:r}, rbx",
+            fd = inout(reg) i64::from(fd.as_fd().as_raw_fd()) => _,
+            inout("rax") result,
+            in("rcx") u64::from(command),
+            in("rdx") pages.at(offset),
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+    }
+    // An `int`; the upper half is nothing.
+    #[allow(clippy::cast_possible_truncation)]
+    let result = (result as u32).cast_signed();
+    if result < 0 {
+        Err(Errno::from_raw(-result))
+    } else {
+        Ok(result)
+    }
+}
+
 /// ioctl with a null pointer, or with 0 for one that takes a number.
 pub fn ioctl_null(fd: impl AsFd, command: u64) -> Result<i32, Errno> {
     // SAFETY: nothing can be written through a null pointer.
@@ -121,6 +155,16 @@ impl Pages {
         let mem = OpenOptions::new().read(true).write(true).open("/proc/self/mem")?;
         let address = map(hint, len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)?;
         ensure!(address == hint, "no memory at {hint:#x}");
+        Ok(Self { address, len, mem })
+    }
+
+    /// At least `len` bytes that a 32-bit pointer reaches.
+    #[cfg(target_arch = "x86_64")]
+    pub fn below_4g(len: usize) -> anyhow::Result<Self> {
+        let len = len.next_multiple_of(PAGE);
+        let mem = OpenOptions::new().read(true).write(true).open("/proc/self/mem")?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT;
+        let address = map(0, len, flags, -1)?;
         Ok(Self { address, len, mem })
     }
 

@@ -5,6 +5,8 @@ mod capture;
 mod cases;
 mod compliance;
 mod controls;
+#[cfg(target_arch = "x86_64")]
+mod conversion;
 mod edid;
 mod errnos;
 mod injected;
@@ -41,7 +43,14 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             lifecycle::TESTS,
             kernel_log::TESTS,
         ],
-        Set::Kinds => &[nodes::TESTS, write::TESTS, compliance::KINDS, kernel_log::TESTS],
+        Set::Kinds => &[
+            nodes::TESTS,
+            write::TESTS,
+            #[cfg(target_arch = "x86_64")]
+            conversion::TESTS,
+            compliance::KINDS,
+            kernel_log::TESTS,
+        ],
         Set::M2m => &[nodes::M2M_TESTS, compliance::M2M, kernel_log::TESTS],
     };
     topics.concat()
