@@ -6,11 +6,12 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 
 use super::verdicts::{Verdict, parse};
 use crate::client;
@@ -49,67 +50,98 @@ pub const M2M: &[(&str, Test)] = &[
     }),
 ];
 
+/// What v4l2-compliance says of our node, where the real one is judged otherwise.
+enum Ours {
+    /// Nothing: the test is not made.
+    Absent,
+    /// Not supported.
+    NotSupported,
+    /// Failed, and one of the conditions that were not met contains this.
+    Fails(&'static str),
+}
+
+impl Ours {
+    fn is(&self, verdict: &Verdict) -> bool {
+        match (self, verdict) {
+            (Self::Absent, Verdict::Absent) | (Self::NotSupported, Verdict::NotSupported) => true,
+            (Self::Fails(what), Verdict::Fail(failures)) => {
+                failures.iter().any(|failure| failure.what.contains(what))
+            }
+            _ => false,
+        }
+    }
+}
+
 /// A difference that CUSE itself makes: it can neither map memory into a client nor hand it a file.
 struct Expected {
-    /// The test as v4l2-compliance calls it.
+    /// How the test is called by v4l2-compliance, from its beginning.
     test: &'static str,
-    /// The verdict on ours, where it is [`Verdict::Ok`] on the real node.
-    ours: Verdict,
+    ours: Ours,
     /// In which device sets there are nodes that show it.
     sets: &'static [Set],
     why: &'static str,
 }
 
 const BOTH: &[Set] = &[Set::Kinds, Set::M2m];
+const NO_MMAP: &str = "CUSE has no mmap; needs the client shim";
+const NO_MEDIA: &str =
+    "the media device is found through the node's parent in sysfs, and that of a CUSE node is no device";
 
 /// All of them. A row that no node shows any more fails too.
 const EXPECTED: &[Expected] = &[
     Expected {
-        test: "MC information (see 'Media Driver Info' above)",
-        ours: Verdict::Absent,
+        test: "MC information",
+        ours: Ours::Absent,
         sets: BOTH,
-        why: "the media device is found through the node's parent in sysfs, and that of a CUSE node is no device",
+        why: NO_MEDIA,
+    },
+    Expected {
+        test: "VIDIOC_(TRY_)",
+        ours: Ours::Fails("node->function != MEDIA_ENT_F_PROC_VIDEO_"),
+        sets: &[Set::M2m],
+        why: NO_MEDIA,
+    },
+    Expected {
+        test: "VIDIOC_REQBUFS/CREATE_BUFS/QUERYBUF",
+        ours: Ours::Fails("!mmap_valid && userptr_valid"),
+        sets: BOTH,
+        why: "it wants MMAP wherever there is USERPTR",
     },
     Expected {
         test: "VIDIOC_EXPBUF",
-        ours: Verdict::NotSupported,
+        ours: Ours::NotSupported,
         sets: BOTH,
-        why: "it returns a file, which only the client shim can do; REQBUFS(MMAP) says EINVAL, so it is not tried",
+        why: "it returns a file, which only the client shim can do",
     },
     Expected {
         test: "Requests",
-        ours: Verdict::NotSupported,
+        ours: Ours::NotSupported,
         sets: BOTH,
         why: "a request is a file of the media device, to which there is no link",
     },
     Expected {
         test: "blocking wait",
-        ours: Verdict::NotSupported,
+        ours: Ours::Fails("q.reqbufs(node, 2)"),
         sets: BOTH,
-        why: "tested with MMAP buffers only",
+        why: "it waits with MMAP buffers",
     },
     Expected {
-        test: "MMAP (no poll)",
-        ours: Verdict::NotSupported,
+        test: "MMAP (",
+        ours: Ours::Fails("can_stream"),
         sets: BOTH,
-        why: "CUSE has no mmap; needs the client shim",
+        why: NO_MMAP,
     },
     Expected {
-        test: "MMAP (select)",
-        ours: Verdict::NotSupported,
-        sets: BOTH,
-        why: "CUSE has no mmap; needs the client shim",
-    },
-    Expected {
-        test: "MMAP (epoll)",
-        ours: Verdict::NotSupported,
-        sets: BOTH,
-        why: "CUSE has no mmap; needs the client shim",
+        test: "USERPTR (",
+        ours: Ours::Fails("setupM2M(node_m2m_cap, m2m_q)"),
+        sets: &[Set::M2m],
+        why: "the other queue of an m2m device is always MMAP in these tests",
     },
 ];
 
-/// Which rows of [`EXPECTED`] were seen, and how many tests have been through.
-static SEEN: Mutex<(BTreeSet<usize>, usize)> = Mutex::new((BTreeSet::new(), 0));
+/// Which rows of [`EXPECTED`] were seen.
+static SEEN: Mutex<BTreeSet<usize>> = Mutex::new(BTreeSet::new());
+static TESTS_RUN: AtomicUsize = AtomicUsize::new(0);
 
 /// Longer than v4l2-compliance takes for any node under an emulator.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -117,12 +149,20 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// The same kind of node on all three vivids, which have nothing in common and may be tested side by side.
 fn of_vivids(kind: Kind) -> anyhow::Result<()> {
     let nodes = (0..3).map(|instance| nodes::vivid(instance, kind));
-    judge(&nodes.collect::<anyhow::Result<Vec<_>>>()?)
+    let nodes = nodes.collect::<anyhow::Result<Vec<_>>>()?;
+    TESTS_RUN.fetch_add(1, Ordering::Relaxed);
+    judge(&nodes)
 }
 
 fn of_named(names: &[&str]) -> anyhow::Result<()> {
-    let nodes = names.iter().map(|name| nodes::named(name));
-    judge(&nodes.collect::<anyhow::Result<Vec<_>>>()?)
+    // One after the other: all have their dma-bufs from the same vivid.
+    let each = names.iter().map(|name| judge(&[nodes::named(name)?]));
+    let complaints: Vec<String> = each
+        .filter_map(|judged| judged.err().map(|error| format!("{error:#}")))
+        .collect();
+    TESTS_RUN.fetch_add(1, Ordering::Relaxed);
+    ensure!(complaints.is_empty(), "{}", complaints.join("\n"));
+    Ok(())
 }
 
 /// vicodec is one or the other for all its nodes.
@@ -158,7 +198,6 @@ fn judge(nodes: &[Found]) -> anyhow::Result<()> {
             })
             .collect()
     });
-    SEEN.lock().unwrap_or_else(PoisonError::into_inner).1 += 1;
     ensure!(complaints.is_empty(), "{}", complaints.join("\n"));
     Ok(())
 }
@@ -215,27 +254,38 @@ impl Run {
             _ => "-d",
         };
         let mut args = vec![option, path];
+        let exporter = exporter(node)?;
         if self.streams {
-            args.push("-s3");
+            args.extend(["-s3", "-e", &exporter]);
         }
         let (_, output) = client::run_any(self.program, &args, LIMIT)?;
         parse(&output, path)
     }
 
+    /// On ours too, the dma-bufs come from a real node.
     fn compare(self, node: &Found) -> anyhow::Result<()> {
         let (real, ours) = (
             node.real().display().to_string(),
             node.ours().display().to_string(),
         );
         let native = self.verdicts(node, &real)?;
-        let served = self.verdicts(node, &ours).context(ours)?;
+        let mut served = self.verdicts(node, &ours)?;
+        for _ in 0..3 {
+            // It measures how late a frame comes, in milliseconds that an emulator on a busy machine has not always.
+            let is_late = served
+                .iter()
+                .any(|(_, verdict)| Ours::Fails("delta_ms > ").is(verdict));
+            if is_late {
+                served = self.verdicts(node, &ours)?;
+            }
+        }
         let mut unexpected: Vec<Difference> = Vec::new();
         let mut expected = 0;
         for difference in differences(&native, &served) {
             match row(&difference) {
                 Some(row) => {
                     expected += 1;
-                    SEEN.lock().unwrap_or_else(PoisonError::into_inner).0.insert(row);
+                    SEEN.lock().unwrap_or_else(PoisonError::into_inner).insert(row);
                 }
                 None => unexpected.push(difference),
             }
@@ -283,6 +333,22 @@ impl Run {
     }
 }
 
+/// Where the dma-bufs for a node come from: a video node of the same vivid, or the only vivid's, that nobody else uses.
+fn exporter(node: &Found) -> anyhow::Result<String> {
+    let instance = node
+        .bus_info
+        .strip_prefix("platform:vivid-")
+        .and_then(|n| n.parse().ok());
+    let kind = match node.kind {
+        Kind::VideoCapture => Kind::VideoOutput,
+        _ => Kind::VideoCapture,
+    };
+    Ok(nodes::vivid(instance.unwrap_or(0), kind)?
+        .real()
+        .display()
+        .to_string())
+}
+
 /// A test with two verdicts.
 struct Difference {
     test: String,
@@ -315,21 +381,21 @@ fn differences(real: &[(String, Verdict)], ours: &[(String, Verdict)]) -> Vec<Di
 
 /// The row of [`EXPECTED`] for this difference.
 fn row(difference: &Difference) -> Option<usize> {
-    // After "SECTION: ".
-    let name = |test: &str| {
-        difference
-            .test
-            .strip_suffix(test)
-            .is_some_and(|rest| rest.ends_with(": "))
-    };
+    // "SECTION: TEST"
+    let (_, test) = difference
+        .test
+        .split_once("): ")
+        .unwrap_or(("", &difference.test));
+    let test = test.split_once("ioctls: ").map_or(test, |(_, test)| test);
     EXPECTED
         .iter()
-        .position(|row| name(row.test) && difference.real == Verdict::Ok && difference.ours == row.ours)
+        .position(|row| test.starts_with(row.test) && row.ours.is(&difference.ours))
 }
 
 fn none_stale(tests: usize) -> anyhow::Result<()> {
     let set = Set::here()?;
-    let (seen, run) = SEEN.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let run = TESTS_RUN.load(Ordering::Relaxed);
     if run < tests {
         figure(format!(
             "compliance: {run} of {tests} tests were run, so stale rows are not looked for"
@@ -339,10 +405,7 @@ fn none_stale(tests: usize) -> anyhow::Result<()> {
     let mut stale = Vec::new();
     for (at, row) in EXPECTED.iter().enumerate() {
         if seen.contains(&at) {
-            figure(format!(
-                "compliance: expected: {}: {} on ours: {}",
-                row.test, row.ours, row.why
-            ));
+            figure(format!("compliance: expected: {}: {}", row.test, row.why));
         } else if row.sets.contains(&set) {
             stale.push(row.test);
         }

@@ -11,20 +11,44 @@ pub enum Verdict {
     Ok,
     /// The driver has none of it, and says so properly.
     NotSupported,
-    /// Failed, and at which lines of v4l2-compliance's source.
-    Fail(Vec<String>),
+    /// Failed, and why.
+    Fail(Vec<Failure>),
     /// It could not be tested, in its words.
     CannotTest(String),
     /// The test was not made.
     Absent,
 }
 
+/// Why a test failed.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The line of v4l2-compliance's source, e.g. `v4l2-test-controls.cpp(593)`.
+    pub at: String,
+    /// The condition there, or a sentence with the values that were met.
+    pub what: String,
+}
+
+/// The same line; the values that were met there may be others.
+impl PartialEq for Failure {
+    fn eq(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+
+impl Eq for Failure {}
+
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ok => write!(f, "OK"),
             Self::NotSupported => write!(f, "not supported"),
-            Self::Fail(lines) => write!(f, "FAIL {}", lines.join(", ")),
+            Self::Fail(failures) => {
+                write!(f, "FAIL")?;
+                for Failure { at, what } in failures {
+                    write!(f, " [{at}: {what}]")?;
+                }
+                Ok(())
+            }
             Self::CannotTest(why) => write!(f, "\"{why}\""),
             Self::Absent => write!(f, "absent"),
         }
@@ -36,7 +60,7 @@ impl fmt::Display for Verdict {
 /// # Errors
 /// Output that does not end with the total.
 pub fn parse(output: &str, path: &str) -> anyhow::Result<Vec<(String, Verdict)>> {
-    let (mut group, mut section, mut fails) = (String::new(), "", Vec::new());
+    let (mut group, mut section, mut fails) = ("", "", Vec::new());
     let mut verdicts: Vec<(String, Verdict)> = Vec::new();
     for line in output.lines() {
         if let Some(header) = line
@@ -45,7 +69,7 @@ pub fn parse(output: &str, path: &str) -> anyhow::Result<Vec<(String, Verdict)>>
         {
             // "Test input 0:" stands above "Streaming ioctls:" for each input.
             if header.starts_with("Test ") {
-                (group, section) = (format!("{header}, "), "");
+                (group, section) = (header, "");
             } else {
                 section = header;
             }
@@ -55,11 +79,30 @@ pub fn parse(output: &str, path: &str) -> anyhow::Result<Vec<(String, Verdict)>>
         let text = line.rsplit('\t').next().unwrap_or_default();
         if let Some(fail) = text.strip_prefix("fail: ") {
             // "v4l2-test-controls.cpp(324): expected 8 private controls, got 7"
-            fails.push(fail.split(": ").next().unwrap_or(fail).to_owned());
+            let (at, what) = fail.split_once(": ").unwrap_or((fail, ""));
+            fails.push(Failure {
+                at: at.to_owned(),
+                what: what.to_owned(),
+            });
         } else if let Some((test, verdict)) =
             text.strip_prefix("test ").and_then(|text| text.rsplit_once(": "))
         {
-            let test = format!("{group}{section}: {test}").replace(path, "NODE");
+            let streams = section == "Streaming ioctls";
+            let test = test.replace(path, "NODE");
+            let of_test = format!(": {test}");
+            // Children that it forks print again what stood in the buffer of stdout, and that may be anything.
+            let again = streams
+                && verdicts
+                    .iter()
+                    .any(|(known, _)| !known.contains("Streaming") && known.ends_with(&of_test));
+            if again {
+                fails.clear();
+                continue;
+            }
+            let test = match streams {
+                true => format!("{group}, {section}: {test}"),
+                false => format!("{section}: {test}"),
+            };
             let verdict = match verdict {
                 "OK" => Verdict::Ok,
                 "OK (Not Supported)" => Verdict::NotSupported,
@@ -67,7 +110,6 @@ pub fn parse(output: &str, path: &str) -> anyhow::Result<Vec<(String, Verdict)>>
                 other => Verdict::CannotTest(other.to_owned()),
             };
             fails.clear();
-            // Children that it forks print again what stood in the buffer of stdout.
             if !verdicts.iter().any(|known| known.0 == test && known.1 == verdict) {
                 verdicts.push((test, verdict));
             }
@@ -105,6 +147,13 @@ mod tests {
         \ttest Disconnect: OK\n\n\
         Total for vivid device /dev/video0: 120, Succeeded: 96, Failed: 24, Warnings: 4\n";
 
+    fn failure(at: &str, what: &str) -> Failure {
+        Failure {
+            at: at.to_owned(),
+            what: what.to_owned(),
+        }
+    }
+
     #[test]
     fn the_tests_of_an_output() {
         let verdicts = parse(OUTPUT, "/dev/video0").expect("complete");
@@ -119,8 +168,11 @@ mod tests {
             (
                 "Control ioctls (Input 0): VIDIOC_G/S/TRY_EXT_CTRLS",
                 Verdict::Fail(vec![
-                    "v4l2-test-controls.cpp(593)".to_owned(),
-                    "v4l2-test-controls.cpp(706)".to_owned(),
+                    failure(
+                        "v4l2-test-controls.cpp(593)",
+                        "returned control value out of range",
+                    ),
+                    failure("v4l2-test-controls.cpp(706)", "invalid control 0098f90f"),
                 ]),
             ),
             (
@@ -138,6 +190,8 @@ mod tests {
         ];
         let expected = expected.map(|(test, verdict)| (test.to_owned(), verdict));
         assert_eq!(verdicts, expected);
+        // Those of an equal verdict may say something else.
+        assert_eq!(format!("{:?}", verdicts[4]), format!("{:?}", expected[4]));
     }
 
     #[test]
