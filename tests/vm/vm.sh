@@ -2,19 +2,24 @@
 # The virtual machine of tests/guest: a Debian kernel, a small initramfs, and
 # this machine's own files as the guest's root. Sourced, after cache.sh.
 
+# shellcheck source=tests/vm/modules.sh
+. "${BASH_SOURCE[0]%/*}/modules.sh"
+
 # What the guest needs before it can see any file of the host.
 boot_modules='virtio_pci 9pnet_virtio 9p overlay'
 
-# vm_kernel SERIES: sets $kernel_dir (an unpacked package: boot/, lib/modules/)
-# and $kernel_release. A kernel that is in the cache is used as it is, so that
-# work goes on without a network; delete $cache/kernels to get a newer one.
+# vm_kernel SERIES MODULES: sets $kernel_dir (an unpacked package: boot/,
+# lib/modules/) and $kernel_release. A kernel that is in the cache is used as it
+# is, so that work goes on without a network; delete $cache/kernels to get a newer
+# one. Of MODULES, the guest's --modules, those that Debian leaves out are built.
 vm_kernel() {
-    local series=$1
+    local series=$1 modules=$2
     cached_kernel "$series" || {
         cache_lock kernel fetch_kernel "$series"
         cached_kernel "$series"
     }
     kernel_release=${kernel_dir##*/}
+    built_modules "$modules"
     cache_lock kernel extra_modules
 }
 
@@ -47,7 +52,7 @@ kernel_package() {
         sed -n "s/^ *Depends: \(linux-image-${1//./\\.}\..*\)/\1/p" | head -n 1
 }
 
-# Modules built by hand (vim2m, v4l2loopback...) into
+# Modules built by modules.sh, or by hand, into
 # $cache/modules-extra/RELEASE become modprobe's like any other.
 extra_modules() {
     local extra=$cache/modules-extra/$kernel_release modules=$kernel_dir/lib/modules/$kernel_release
