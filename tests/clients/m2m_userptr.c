@@ -38,7 +38,7 @@ static struct queue out = { .name = "out" }, cap = { .name = "cap" };
 static int fd, mplane, threads, decoder;
 static unsigned stop_command;
 static size_t piece;                        /* bytes of input for each OUTPUT buffer */
-static unsigned sent, received;
+static unsigned sent, returned, received;
 static volatile int all_sent;
 static FILE *input, *output;
 
@@ -214,8 +214,10 @@ static int out_step(void)
 	struct v4l2_buffer b;
 	int error = dequeue(&out, &b, &plane);
 
-	if (!error)
+	if (!error) {
+		returned++;
 		send_next(b.index);
+	}
 	return error;
 }
 
@@ -388,6 +390,11 @@ int main(int argc, char **argv)
 	} else {
 		poll_loop(count);
 	}
+	/* What the driver has done with by now, so that every run tells the same. */
+	while (returned < sent && !out_step())
+		;
+	for (struct pollfd p = { .fd = fd, .events = POLLPRI }; stop_command && poll(&p, 1, 200) > 0;)
+		next_event();
 	stream(&out, VIDIOC_STREAMOFF, "STREAMOFF of OUTPUT");
 	stream(&cap, VIDIOC_STREAMOFF, "STREAMOFF of CAPTURE");
 	if (fclose(output))

@@ -8,6 +8,7 @@ mod injected;
 pub mod kernel_log;
 mod kill_loop;
 mod lifecycle;
+mod m2m;
 mod memory;
 mod random;
 mod read;
@@ -27,6 +28,7 @@ pub fn all() -> Vec<(&'static str, Test)> {
         memory::TESTS,
         budget::TESTS,
         injected::TESTS,
+        m2m::TESTS,
         readiness::TESTS,
         kill_loop::TESTS,
         lifecycle::TESTS,
