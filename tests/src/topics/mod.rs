@@ -8,8 +8,10 @@ mod injected;
 pub mod kernel_log;
 mod kill_loop;
 mod lifecycle;
+mod loopback;
 mod m2m;
 mod memory;
+mod programs;
 mod random;
 mod read;
 mod readiness;
@@ -28,7 +30,10 @@ pub fn all() -> Vec<(&'static str, Test)> {
         memory::TESTS,
         budget::TESTS,
         injected::TESTS,
+        programs::TESTS,
+        programs::OUTPUT_TESTS,
         m2m::TESTS,
+        loopback::TESTS,
         readiness::TESTS,
         kill_loop::TESTS,
         lifecycle::TESTS,

@@ -63,3 +63,11 @@ pub fn serve(numbers: &[u32]) -> anyhow::Result<Option<Daemon>> {
     );
     Ok(Some(daemon))
 }
+
+/// N of the first `/dev/videoN` whose name contains `part`.
+pub fn containing(part: &str) -> anyhow::Result<u32> {
+    let all = video_nodes()?;
+    all.iter()
+        .find_map(|(number, name)| name.contains(part).then_some(*number))
+        .with_context(|| format!("no node's name contains {part}: {all:?}"))
+}
