@@ -10,7 +10,8 @@ use tracing_subscriber::EnvFilter;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vidcompatd", version, about)]
 pub struct Options {
-    /// A real V4L2 node to put a side node beside: /dev/videoN gets /dev/video(64+N). May be given several times.
+    /// A real V4L2 node to put a side node beside: /dev/videoN gets /dev/video(64+N); vbiN, radioN, swradioN and
+    /// v4l-touchN alike. May be given several times.
     #[arg(long = "device", value_name = "PATH", required = true)]
     pub devices: Vec<PathBuf>,
 

@@ -167,6 +167,7 @@ fn start(
 fn device_runtime() -> io::Result<(Handle, oneshot::Sender<()>)> {
     let runtime: Runtime = Builder::new_current_thread()
         .enable_io()
+        .enable_time()
         .thread_keep_alive(KEEP_ALIVE)
         .build()?;
     let handle = runtime.handle().clone();

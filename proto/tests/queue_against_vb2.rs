@@ -847,9 +847,9 @@ fn noisy(noise: u32) -> V4l2Buffer {
 
 /// What [`vidcompat_proto::queue::Queue::capabilities`] ought to make of the capabilities of a native queue.
 fn as_we_serve_it(native: u32) -> u32 {
-    let not_ours = buf_cap::MMAP | buf_cap::DMABUF | buf_cap::REQUESTS;
-    let not_ours = not_ours | buf_cap::MMAP_CACHE_HINTS | buf_cap::REMOVE_BUFS;
-    (native & !not_ours) | buf_cap::USERPTR
+    let not_ours = buf_cap::MMAP | buf_cap::REQUESTS | buf_cap::MMAP_CACHE_HINTS;
+    // The device underneath has DMABUF, whatever the native queue has.
+    (native & !not_ours) | buf_cap::USERPTR | buf_cap::DMABUF
 }
 
 /// How often each call was answered with each result, over all cases.

@@ -23,7 +23,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+/* Where nothing else is. */
+#if __SIZEOF_POINTER__ == 8
 #define ADDRESS ((unsigned char *)0x200000000000)
+#else
+#define ADDRESS ((unsigned char *)0x20000000)
+#endif
 #define NOTHING 0x5a
 
 static int fd;

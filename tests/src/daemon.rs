@@ -13,11 +13,13 @@ use anyhow::{Context, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::setup::both_real;
+use crate::nodes;
+use crate::setup::{CONTIG, Set, VMALLOC, both_real};
+use crate::video;
 
 /// Lines of all daemons since the current test began.
 static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
-/// The daemon for /dev/video0 and /dev/video1, which most tests use.
+/// The daemon that most tests use: for /dev/video0 and /dev/video1, and in other device sets for every node.
 static SHARED: Mutex<Option<Daemon>> = Mutex::new(None);
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -199,12 +201,16 @@ pub fn shared() -> anyhow::Result<Pid> {
 pub fn with_shared<T>(act: impl FnOnce(&mut Daemon) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let mut shared = lock(&SHARED);
     if shared.is_none() {
-        *shared = Some(Daemon::start(&[
-            "--device",
-            "/dev/video0",
-            "--device",
-            "/dev/video1",
-        ])?);
+        let devices = match Set::here()? {
+            Set::Cameras => vec![video::real(VMALLOC).path(), video::real(CONTIG).path()],
+            Set::Kinds | Set::M2m => nodes::all()?.iter().map(nodes::Found::real).collect(),
+        };
+        let devices: Vec<String> = devices
+            .iter()
+            .map(|device| device.display().to_string())
+            .collect();
+        let args: Vec<&str> = devices.iter().flat_map(|device| ["--device", device]).collect();
+        *shared = Some(Daemon::start(&args)?);
     }
     act(shared.as_mut().context("just started")?)
 }

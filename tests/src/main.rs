@@ -1,11 +1,12 @@
-//! The guest suite: run inside a virtual machine by `tests/guest-tests`, as root, with vivid at /dev/video0 (vmalloc),
-//! /dev/video1 (dma-contig, no USERPTR) and /dev/video2 (vmalloc, for tests that start daemons of their own).
+//! The guest suite: run inside a virtual machine by `tests/guest-tests`, as root, with one of the device sets of
+//! `setup::Set`, which also decides what topics run.
 //!
 //! Nearly every test does one thing on the real node and on ours in the same run and compares; what is right is what
 //! the driver does. Arguments are libtest's. `VIDCOMPAT_LONG=1` makes the loops ten times longer.
 
 mod client;
 mod daemon;
+mod modules;
 mod nodes;
 mod picture;
 mod report;
@@ -22,15 +23,19 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share a daemon and devices, and some replace them.
     arguments.test_threads = Some(1);
-    if let Err(error) = sys::default_signals()
+    let set = match sys::default_signals()
         .map_err(Into::into)
         .and_then(|()| setup::devices())
+        .and_then(|()| setup::Set::here())
     {
-        eprintln!("guest-suite: {error:#}");
-        return ExitCode::FAILURE;
-    }
+        Ok(set) => set,
+        Err(error) => {
+            eprintln!("guest-suite: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
     topics::kernel_log::watch();
-    let trials = topics::all().into_iter().map(|(name, test)| {
+    let trials = topics::all(set).into_iter().map(|(name, test)| {
         Trial::test(name, move || {
             setup::run_test(name, test).map_err(|error| format!("{error:#}").into())
         })

@@ -1,20 +1,50 @@
 //! What stands around each test: devices in a known state, a watchdog, the daemons' log.
 
 use std::fmt::Write;
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
+use nix::errno::Errno;
+use vidcompat_proto::abi::v4l2::V4l2RequestBuffers;
 
 use crate::client::{self, AT_ONCE};
 use crate::daemon;
+use crate::nodes::{self, Kind};
 use crate::report::figure;
 use crate::video::{command, memory, real};
 
 /// A test: an error is a failure.
 pub type Test = fn() -> anyhow::Result<()>;
+
+/// What devices the guest has: `tests/guest-tests --set` loads the modules and says which by `VIDCOMPAT_SET`. Each topic
+/// belongs to one set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Set {
+    /// Three plain webcams: [`VMALLOC`], [`CONTIG`], [`SPARE`].
+    Cameras,
+    /// Three vivids with nodes of every kind, inputs of every type and EDID: 0 single-planar, 1 multi-planar, 2
+    /// single-planar and dma-contig. Their nodes are found by [`nodes::vivid`].
+    Kinds,
+    /// vim2m, vicodec, two v4l2loopback nodes (the second one says OUTPUT until somebody writes), and a vivid with a
+    /// webcam and an output.
+    M2m,
+}
+
+impl Set {
+    /// The one of this guest.
+    pub fn here() -> anyhow::Result<Self> {
+        match std::env::var("VIDCOMPAT_SET").as_deref() {
+            Err(_) | Ok("cameras") => Ok(Self::Cameras),
+            Ok("kinds") => Ok(Self::Kinds),
+            Ok("m2m") => Ok(Self::M2m),
+            Ok(other) => bail!("there is no device set `{other}`"),
+        }
+    }
+}
 
 /// Vivid with USERPTR of its own.
 pub const VMALLOC: u32 = 0;
@@ -39,8 +69,43 @@ pub fn is_6_1() -> bool {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").is_ok_and(|release| release.starts_with("6.1."))
 }
 
-/// Finds the devices and gives them a small, fast, unchanging picture.
+/// Looks whether the devices of this set are there, and brings them into a known state.
 pub fn devices() -> anyhow::Result<()> {
+    let set = Set::here()?;
+    match set {
+        Set::Cameras => cameras(),
+        Set::Kinds => {
+            for instance in 0..3 {
+                for kind in Kind::OF_VIVID {
+                    let node = nodes::vivid(instance, kind)?;
+                    let has_planes = matches!(kind, Kind::VideoCapture | Kind::VideoOutput | Kind::Touch);
+                    ensure!(
+                        !has_planes || node.is_mplane() == (instance == 1),
+                        "{node}: planes"
+                    );
+                }
+            }
+            Ok(())
+        }
+        Set::M2m => {
+            for name in [
+                "vim2m",
+                "stateful-encoder",
+                "stateful-decoder",
+                "stateless-decoder",
+            ] {
+                nodes::named(name)?;
+            }
+            ensure!(nodes::loopbacks()?.len() == 2, "two nodes of v4l2loopback");
+            nodes::vivid(0, Kind::VideoOutput)?;
+            nodes::vivid(0, Kind::VideoCapture).map(drop)
+        }
+    }
+    .with_context(|| format!("device set {set:?}: the suite runs inside a guest: tests/guest-tests"))
+}
+
+/// Gives them a small, fast, unchanging picture.
+fn cameras() -> anyhow::Result<()> {
     for number in [VMALLOC, CONTIG, SPARE] {
         let path = real(number).to_string();
         let format = [
@@ -51,8 +116,7 @@ pub fn devices() -> anyhow::Result<()> {
             "-p",
             "120",
         ];
-        client::run("v4l2-ctl", &format, 4 * AT_ONCE)
-            .context("the suite runs inside a guest: tests/guest-tests")?;
+        client::run("v4l2-ctl", &format, 4 * AT_ONCE)?;
         // No text, no clock; nothing moves unless a test asks for it.
         client::run("v4l2-ctl", &["-d", &path, "-c", "osd_text_mode=2"], 4 * AT_ONCE)?;
         ensure!(
@@ -97,8 +161,27 @@ pub fn run_test(name: &str, test: Test) -> anyhow::Result<()> {
 
 /// Whatever a test did, it must have left the real queues without an owner.
 fn devices_are_free() -> anyhow::Result<()> {
-    for number in [VMALLOC, CONTIG, SPARE] {
-        is_free(number)?;
+    if Set::here()? == Set::Cameras {
+        for number in [VMALLOC, CONTIG, SPARE] {
+            is_free(number)?;
+        }
+        return Ok(());
+    }
+    for node in nodes::all()? {
+        let file = File::options().read(true).write(true).open(node.real())?;
+        // v4l2_buf_type; a queue that the node has not is EINVAL, a node without queues ENOTTY.
+        for buf_type in 1..=14 {
+            let mut request = V4l2RequestBuffers {
+                buf_type,
+                memory: memory::MMAP,
+                ..Default::default()
+            };
+            let asked = crate::sys::ioctl(&file, command::REQBUFS, &mut request);
+            ensure!(
+                asked != Err(Errno::EBUSY),
+                "{node} is still in use, buffers of type {buf_type}"
+            );
+        }
     }
     Ok(())
 }
@@ -106,7 +189,7 @@ fn devices_are_free() -> anyhow::Result<()> {
 /// An error if somebody holds the queue of the real node.
 pub fn is_free(number: u32) -> anyhow::Result<()> {
     let video = real(number).open()?;
-    let mut request = vidcompat_proto::abi::v4l2::V4l2RequestBuffers {
+    let mut request = V4l2RequestBuffers {
         count: 1,
         buf_type: crate::video::CAPTURE,
         memory: memory::MMAP,

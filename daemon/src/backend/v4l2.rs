@@ -13,11 +13,13 @@ use std::sync::Arc;
 use nix::poll::PollFlags;
 use v4l2r::ioctl::{Capability, QueryCapError};
 use vidcompat_proto::Errno;
-use vidcompat_proto::abi::v4l2::{V4l2Buffer, V4l2CreateBuffers, V4l2Format, V4l2RequestBuffers, memory};
+use vidcompat_proto::abi::v4l2::{
+    PlanarBuffer, V4l2CreateBuffers, V4l2Format, V4l2RemoveBuffers, V4l2RequestBuffers,
+};
 use vidcompat_proto::ioctl::{self, QueueOp, Row};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::sys::{self, Mapping};
+use crate::sys::{self, CpuUse, Mapping};
 
 /// `VIDIOC_G_FMT`
 const G_FMT: u8 = 4;
@@ -93,15 +95,20 @@ impl RealNode {
         self.queue_ioctl(QueueOp::CreateBufs, request)
     }
 
+    /// `VIDIOC_REMOVE_BUFS`
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn remove_bufs(&self, request: &mut V4l2RemoveBuffers) -> Result<(), Errno> {
+        self.queue_ioctl(QueueOp::RemoveBufs, request)
+    }
+
     /// `VIDIOC_QUERYBUF`, `QBUF`, `DQBUF` or `PREPARE_BUF`.
     ///
     /// # Errors
     /// What the driver says; `EINVAL` for a USERPTR buffer with a pointer, which would be one of ours.
-    pub fn buffer_ioctl(&self, op: QueueOp, buffer: &mut V4l2Buffer) -> Result<(), Errno> {
-        if buffer.memory == memory::USERPTR && buffer.m != 0 {
-            return Err(Errno::EINVAL);
-        }
-        self.queue_ioctl(op, buffer)
+    pub fn buffer_ioctl(&self, op: QueueOp, buffer: &mut PlanarBuffer) -> Result<(), Errno> {
+        sys::buffer_ioctl(self, ioctl::queue_row(op), buffer)
     }
 
     /// `VIDIOC_STREAMON` or `STREAMOFF`.
@@ -113,18 +120,34 @@ impl RealNode {
         self.queue_ioctl(op, &mut argument)
     }
 
-    /// `fmt.pix.sizeimage` of `VIDIOC_G_FMT`, in bytes.
+    /// Bytes of a frame of all planes together, as `VIDIOC_G_FMT` tells it; `None` where it does not.
+    pub fn frame_size(&self, buf_type: u32) -> Option<u64> {
+        self.format(buf_type).ok()?.frame_size()
+    }
+
+    /// Bytes of the first buffer that this file's driver has of a single-planar queue; `None`: it has none.
+    pub fn buffer_length(&self, buf_type: u32) -> Option<u32> {
+        let mut buffer = PlanarBuffer::blank(buf_type, 0);
+        self.buffer_ioctl(QueueOp::Querybuf, &mut buffer).ok()?;
+        buffer.planes.first().map(|plane| plane.length)
+    }
+
+    /// `fmt.pix.field` (of a multi-planar queue `fmt.pix_mp.field`) of `VIDIOC_G_FMT`: `enum v4l2_field`.
     ///
     /// # Errors
     /// What the driver says.
-    pub fn sizeimage(&self, buf_type: u32) -> Result<u32, Errno> {
+    pub fn field(&self, buf_type: u32) -> Result<u32, Errno> {
+        self.format(buf_type).map(|format| format.pix_field())
+    }
+
+    fn format(&self, buf_type: u32) -> Result<V4l2Format, Errno> {
         let mut format = V4l2Format {
             buf_type,
             padding: 0,
             fmt: [0; 200],
         };
         self.ioctl(ioctl::row(G_FMT), format.as_mut_bytes())?;
-        Ok(format.pix_sizeimage())
+        Ok(format)
     }
 
     /// Does the driver know the ioctl of `row` at all? Only for a row that [`Row::probe`] names: it is called with
@@ -162,12 +185,12 @@ impl RealNode {
         Arc::clone(&self.file)
     }
 
-    /// Maps an MMAP buffer: `offset` and `len` are what QUERYBUF says.
+    /// Maps a plane of an MMAP buffer for what `cpu` says: `offset` and `len` are what QUERYBUF says.
     ///
     /// # Errors
     /// What mmap says.
-    pub fn map(&self, offset: u32, len: u32) -> io::Result<Mapping> {
-        Mapping::readable(self, i64::from(offset), len as usize)
+    pub fn map(&self, offset: u32, len: u32, cpu: CpuUse) -> io::Result<Mapping> {
+        Mapping::shared(self, i64::from(offset), len as usize, cpu)
     }
 }
 

@@ -1,26 +1,27 @@
 //! Waiting for a device without polling it too early.
 //!
-//! A node may be polled for input only once it streams (or its own client has asked to): an earlier POLLIN starts
-//! read() emulation in the driver and blocks REQBUFS. So a watch has nothing registered until it is told what is
+//! A node may be polled for input or output only once it streams (or its own client has asked to): an earlier POLLIN or
+//! POLLOUT starts read() or write() emulation in the driver and blocks REQBUFS. So a watch has nothing registered until it is told what is
 //! wanted, and is told anew whenever that changes.
 
 use std::fs::File;
 use std::sync::Arc;
 
 use nix::poll::PollFlags;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use nix::sys::epoll::EpollFlags;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::sys::{self, SharedFile};
+use crate::sys::{self, Watched};
 
 /// What is waited for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// A buffer, or data to read (POLLIN).
     pub input: bool,
+    /// A buffer of an output queue, or room to write (POLLOUT).
+    pub output: bool,
     /// An event (POLLPRI).
     pub priority: bool,
 }
@@ -36,28 +37,21 @@ pub enum Readiness {
 
 impl Wanted {
     fn events(self) -> PollFlags {
-        let input = if self.input {
-            PollFlags::POLLIN
-        } else {
-            PollFlags::empty()
-        };
-        let priority = if self.priority {
-            PollFlags::POLLPRI
-        } else {
-            PollFlags::empty()
-        };
-        input | priority
+        let mut events = PollFlags::empty();
+        events.set(PollFlags::POLLIN, self.input);
+        events.set(PollFlags::POLLOUT, self.output);
+        events.set(PollFlags::POLLPRI, self.priority);
+        events
     }
 
-    fn interest(self) -> Option<Interest> {
-        match (self.input, self.priority) {
-            (false, false) => None,
-            (true, false) => Some(Interest::READABLE.add(Interest::ERROR)),
-            // No ERROR here: mio registers it as readable, and the driver would begin to read. epoll reports errors
-            // anyway, and an unplugged node has POLLPRI (v4l2-dev.c:342).
-            (false, true) => Some(Interest::PRIORITY),
-            (true, true) => Some(Interest::READABLE.add(Interest::PRIORITY).add(Interest::ERROR)),
-        }
+    /// The same for epoll; `None`: nothing is waited for. Errors come unasked, and an unplugged node has POLLPRI too
+    /// (v4l2-dev.c:342).
+    fn watched(self) -> Option<EpollFlags> {
+        let mut events = EpollFlags::empty();
+        events.set(EpollFlags::EPOLLIN, self.input);
+        events.set(EpollFlags::EPOLLOUT, self.output);
+        events.set(EpollFlags::EPOLLPRI, self.priority);
+        (!events.is_empty()).then_some(events)
     }
 }
 
@@ -127,15 +121,12 @@ async fn run(
 ) {
     loop {
         let now = *wanted.borrow_and_update();
-        let changed = match now
-            .interest()
-            .map(|interest| (interest, sys::register(Arc::clone(&fd), interest)))
-        {
+        let changed = match now.watched().map(|events| sys::register(Arc::clone(&fd), events)) {
             None => {
                 registered.send_replace(now);
                 wanted.changed().await
             }
-            Some((interest, Ok(watched))) => {
+            Some(Ok(watched)) => {
                 registered.send_replace(now);
                 // Then epoll tells of it as of an event.
                 let first = if sys::poll(&*fd, now.events()).is_empty() {
@@ -143,9 +134,9 @@ async fn run(
                 } else {
                     Readiness::Old
                 };
-                until_changed(&watched, interest, first, &mut wanted, &on_ready).await
+                until_changed(&watched, first, &mut wanted, &on_ready).await
             }
-            Some((_, Err(error))) => {
+            Some(Err(error)) => {
                 // The device is gone or cannot be polled: whoever waits finds out by asking it.
                 tracing::warn!(%error, "a device cannot be watched");
                 registered.send_replace(now);
@@ -160,8 +151,7 @@ async fn run(
 }
 
 async fn until_changed(
-    watched: &AsyncFd<SharedFile>,
-    interest: Interest,
+    watched: &Watched,
     mut what: Readiness,
     wanted: &mut watch::Receiver<Wanted>,
     on_ready: &Arc<impl Fn(Readiness) + Send + Sync + 'static>,
@@ -170,12 +160,10 @@ async fn until_changed(
         tokio::select! {
             biased;
             changed = wanted.changed() => return changed,
-            ready = watched.ready(interest) => {
-                match ready {
-                    // Cleared first: a change that comes during the call is seen afterwards.
-                    Ok(mut ready) => ready.clear_ready(),
-                    // The runtime ends.
-                    Err(_) => return wanted.changed().await,
+            changed = watched.changed() => {
+                // The runtime ends.
+                if changed.is_err() {
+                    return wanted.changed().await;
                 }
                 call(on_ready, std::mem::replace(&mut what, Readiness::New)).await;
             }

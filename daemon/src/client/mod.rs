@@ -19,7 +19,7 @@ use nix::poll::PollFlags;
 use nix::unistd::Pid;
 use vidcompat_proto::queue::ClientKey;
 
-use crate::sys::{self, Mapping, MemoryFault, RemoteMemory};
+use crate::sys::{self, Mapping, MemoryFault, RemoteMemory, Vma};
 
 pub use blocking::{CallShape, FileFlags};
 pub use privilege::is_admin;
@@ -55,11 +55,23 @@ impl BlockedThread {
     /// # Errors
     /// [`MemoryFault::Fault`] where any page is unmapped, read-only or out of reach.
     pub fn check_writable(&self, client_addr: u64, len: u32) -> Result<(), MemoryFault> {
+        self.check(client_addr, len, |vma| vma.writable)
+    }
+
+    /// The same for memory that is only read.
+    ///
+    /// # Errors
+    /// [`MemoryFault::Fault`] where any page is unmapped or out of reach.
+    pub fn check_readable(&self, client_addr: u64, len: u32) -> Result<(), MemoryFault> {
+        self.check(client_addr, len, |_| true)
+    }
+
+    fn check(&self, client_addr: u64, len: u32, allowed: impl Fn(&Vma) -> bool) -> Result<(), MemoryFault> {
         let end = client_addr
             .checked_add(u64::from(len))
             .ok_or(MemoryFault::Fault)?;
         maps::each_covering(&self.client.maps, client_addr..end, |vma| {
-            if vma.writable {
+            if allowed(&vma) {
                 sys::read_byte(self.tid, vma.start.max(client_addr)).map(drop)
             } else {
                 Err(MemoryFault::Fault)
@@ -83,6 +95,25 @@ impl BlockedThread {
     /// As [`BlockedThread::read`]; a part may have been written.
     pub fn write(&self, client_addr: u64, bytes: &[u8]) -> Result<(), MemoryFault> {
         sys::write_bytes(self.tid, client_addr, bytes)
+    }
+}
+
+impl BlockedThread {
+    /// The dma-buf that is fd `number` in this thread, as an fd of ours. `None` for what is no dma-buf, and where it
+    /// cannot be had.
+    pub fn dma_buf(&self, number: i32) -> Option<OwnedFd> {
+        // Looked at first: closing our copy of some other file could have effects, or wait.
+        let link = std::fs::read_link(format!("/proc/{}/fd/{number}", self.tid)).ok()?;
+        if !link.as_os_str().as_encoded_bytes().starts_with(b"/dmabuf:") {
+            return None;
+        }
+        // A thread may have a table of fds of its own; older kernels can only name the process.
+        let thread = (self.tid != self.client.process)
+            .then(|| sys::pidfd_open_thread(self.tid).ok())
+            .flatten();
+        let pidfd = thread.as_ref().unwrap_or(&self.client.pidfd);
+        let flags = rustix::process::PidfdGetfdFlags::empty();
+        rustix::process::pidfd_getfd(pidfd, number, flags).ok()
     }
 }
 
@@ -133,6 +164,23 @@ impl Client {
         match caller.filter(|caller| caller.client.key == self.key) {
             Some(caller) => sys::write_from(source, len, caller.tid, client_addr),
             None => self.memory.write(source, len, client_addr),
+        }
+    }
+
+    /// Copies `len` bytes from `client_addr` to the start of `target`, by the same ways as [`Client::write`].
+    ///
+    /// # Errors
+    /// See [`MemoryFault`]; a part may have been copied.
+    pub fn read(
+        &self,
+        target: &Mapping,
+        len: usize,
+        client_addr: u64,
+        caller: Option<&BlockedThread>,
+    ) -> Result<(), MemoryFault> {
+        match caller.filter(|caller| caller.client.key == self.key) {
+            Some(caller) => sys::read_into(target, len, caller.tid, client_addr),
+            None => self.memory.read(target, len, client_addr),
         }
     }
 }

@@ -11,8 +11,39 @@ use crate::cuse::NodeSpec;
 /// The major of V4L2, so that programs that check it accept our node; minors from 256 up are free of videodev, which
 /// owns 0 to 255 (KERNEL.md A1).
 const MAJOR: u32 = 81;
-const FIRST_MINOR: u32 = 256;
 const FIRST_NUMBER: u32 = 64;
+
+/// The kinds of V4L2 nodes (`VFL_TYPE_*`, v4l2-dev.c) by what their names begin with; metadata nodes are video nodes.
+/// Programs take the kind from the name that `/sys/dev/char/MAJOR:MINOR/uevent` gives, so ours begins the same. Each has
+/// its own minors, of which a device number has 20 bits.
+const KINDS: [Kind; 5] = [
+    Kind {
+        prefix: "video",
+        first_minor: 256,
+    },
+    Kind {
+        prefix: "vbi",
+        first_minor: 512,
+    },
+    Kind {
+        prefix: "radio",
+        first_minor: 768,
+    },
+    Kind {
+        prefix: "swradio",
+        first_minor: 1024,
+    },
+    Kind {
+        prefix: "v4l-touch",
+        first_minor: 1280,
+    },
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kind {
+    prefix: &'static str,
+    first_minor: u32,
+}
 
 /// Why a device cannot be served. Each message is one sentence for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -27,11 +58,13 @@ pub enum SideNodeError {
         /// Why.
         source: io::Error,
     },
-    /// Not `/dev/videoN` after all links are followed.
-    #[error("{0} is no /dev/videoN node, which is what --device takes")]
-    NotVideo(PathBuf),
+    /// No name of a V4L2 node after all links are followed.
+    #[error(
+        "{0} is no V4L2 node (/dev/videoN, vbiN, radioN, swradioN or v4l-touchN), which is what --device takes"
+    )]
+    NotV4l2Name(PathBuf),
     /// One of ours, or too high a number.
-    #[error("{0}: only video0 to video63 can have a side node; higher ones may be side nodes themselves")]
+    #[error("{0}: only the numbers 0 to 63 can have a side node; higher ones may be side nodes themselves")]
     Number(PathBuf),
     /// The node cannot be opened or is no V4L2 node.
     #[error("{path} does not answer as a V4L2 device ({source}); it is left alone")]
@@ -40,14 +73,6 @@ pub enum SideNodeError {
         path: PathBuf,
         /// Why.
         source: io::Error,
-    },
-    /// Nothing that this version serves.
-    #[error("{path} ({card}) has no single-planar capture queue, which is all that this version serves")]
-    NotCapture {
-        /// The node.
-        path: PathBuf,
-        /// Its name.
-        card: String,
     },
     /// Our name is in use.
     #[error(
@@ -88,6 +113,7 @@ pub enum SideNodeError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SideNode {
     real: PathBuf,
+    kind: Kind,
     number: u32,
 }
 
@@ -103,12 +129,12 @@ impl SideNode {
         };
         let real = fs::canonicalize(path).map_err(missing)?;
         let metadata = fs::metadata(&real).map_err(missing)?;
-        let number = video_number(&real).filter(|_| metadata.file_type().is_char_device());
-        let number = number.ok_or_else(|| SideNodeError::NotVideo(path.to_owned()))?;
+        let named = kind_and_number(&real).filter(|_| metadata.file_type().is_char_device());
+        let (kind, number) = named.ok_or_else(|| SideNodeError::NotV4l2Name(path.to_owned()))?;
         if number >= FIRST_NUMBER {
             return Err(SideNodeError::Number(real));
         }
-        let node = Self { real, number };
+        let node = Self { real, kind, number };
         node.check_device()?;
         let side = node.path();
         if fs::symlink_metadata(&side).is_ok() {
@@ -143,22 +169,10 @@ impl SideNode {
         };
         let node = RealNode::open(&self.real, libc::O_RDWR).map_err(not_v4l2)?;
         let capability = node.capability().map_err(not_v4l2)?;
-        let captures = v4l2r::ioctl::Capabilities::VIDEO_CAPTURE
-            | v4l2r::ioctl::Capabilities::VBI_CAPTURE
-            | v4l2r::ioctl::Capabilities::SLICED_VBI_CAPTURE
-            | v4l2r::ioctl::Capabilities::SDR_CAPTURE
-            | v4l2r::ioctl::Capabilities::META_CAPTURE;
         tracing::info!(
             device = %self.real.display(), driver = capability.driver, card = capability.card, "found a device"
         );
-        if capability.device_caps().intersects(captures) {
-            Ok(())
-        } else {
-            Err(SideNodeError::NotCapture {
-                path: self.real.clone(),
-                card: capability.card,
-            })
-        }
+        Ok(())
     }
 
     /// The real node.
@@ -173,7 +187,7 @@ impl SideNode {
     }
 
     fn name(&self) -> String {
-        format!("video{}", FIRST_NUMBER + self.number)
+        format!("{}{}", self.kind.prefix, FIRST_NUMBER + self.number)
     }
 
     /// What CUSE is asked for.
@@ -182,7 +196,7 @@ impl SideNode {
         NodeSpec {
             name: self.name(),
             major: MAJOR,
-            minor: FIRST_MINOR + self.number,
+            minor: self.kind.first_minor + self.number,
         }
     }
 
@@ -237,36 +251,75 @@ impl SideNode {
     }
 }
 
-fn video_number(path: &Path) -> Option<u32> {
+fn kind_and_number(path: &Path) -> Option<(Kind, u32)> {
     if path.parent() != Some(Path::new("/dev")) {
         return None;
     }
-    let digits = path.file_name()?.to_str()?.strip_prefix("video")?;
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    digits.parse().ok()
+    let name = path.file_name()?.to_str()?;
+    KINDS.into_iter().find_map(|kind| {
+        let digits = name.strip_prefix(kind.prefix)?;
+        let number = digits.parse().ok()?;
+        // Exactly as the kernel writes it.
+        (digits == format!("{number}")).then_some((kind, number))
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{SideNode, SideNodeError, video_number};
+    use super::{FIRST_NUMBER, KINDS, SideNode, SideNodeError, kind_and_number};
+    use std::collections::HashSet;
     use std::path::Path;
 
+    fn number_of(path: &str) -> Option<(&'static str, u32)> {
+        kind_and_number(Path::new(path)).map(|(kind, number)| (kind.prefix, number))
+    }
+
     #[test]
-    fn only_video_nodes_have_a_number() {
-        assert_eq!(video_number(Path::new("/dev/video0")), Some(0));
-        assert_eq!(video_number(Path::new("/dev/video63")), Some(63));
+    fn every_kind_of_v4l2_node_has_a_number_and_nothing_else_has() {
+        assert_eq!(number_of("/dev/video0"), Some(("video", 0)));
+        assert_eq!(number_of("/dev/video63"), Some(("video", 63)));
+        assert_eq!(number_of("/dev/vbi1"), Some(("vbi", 1)));
+        assert_eq!(number_of("/dev/radio2"), Some(("radio", 2)));
+        assert_eq!(number_of("/dev/swradio3"), Some(("swradio", 3)));
+        assert_eq!(number_of("/dev/v4l-touch4"), Some(("v4l-touch", 4)));
         for other in [
             "/dev/video",
             "/dev/video+1",
+            "/dev/video01",
             "/dev/videox",
             "/tmp/video0",
             "/dev/v4l/video0",
-            "/dev/vbi0",
+            "/dev/v4l-subdev0",
+            "/dev/media0",
+            "/dev/vbi",
+            "/dev/swradio-1",
+            "/dev/video99999999999",
         ] {
-            assert_eq!(video_number(Path::new(other)), None, "{other}");
+            assert_eq!(number_of(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn no_two_nodes_share_a_name_or_a_minor_and_video_has_256() {
+        let mut names = HashSet::new();
+        let mut minors = HashSet::new();
+        for kind in KINDS {
+            for number in 0..FIRST_NUMBER {
+                let real = format!("/dev/{}{number}", kind.prefix).into();
+                let spec = SideNode { real, kind, number }.spec();
+                assert!(spec.minor > 255 && spec.minor < 1 << 20, "{spec:?}");
+                assert!(minors.insert(spec.minor), "{spec:?}");
+                assert!(names.insert(spec.name));
+            }
+        }
+        let node = SideNode {
+            real: "/dev/v4l-touch7".into(),
+            kind: KINDS[4],
+            number: 7,
+        };
+        assert_eq!(node.path(), Path::new("/dev/v4l-touch71"));
+        assert_eq!((node.spec().major, node.spec().minor), (81, 1287));
+        assert_eq!(KINDS[0].first_minor, 256);
     }
 
     #[test]
@@ -277,7 +330,7 @@ mod tests {
         ));
         assert!(matches!(
             SideNode::of(Path::new("/dev/null")),
-            Err(SideNodeError::NotVideo(_))
+            Err(SideNodeError::NotV4l2Name(_))
         ));
     }
 }

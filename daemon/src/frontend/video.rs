@@ -1,4 +1,4 @@
-//! A `/dev/videoN` of ours: CUSE requests to sessions, session answers to CUSE replies.
+//! A V4L2 node of ours: CUSE requests to sessions, session answers to CUSE replies.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,9 +16,10 @@ use zerocopy::FromBytes;
 
 use crate::client::CallShape;
 use crate::cuse::{
-    Caller, ForIoctl, ForRead, ForRelease, Handler, IoctlRequest, Operation, Reply, Request, Ticket, Turn,
+    Caller, ForIoctl, ForRead, ForRelease, ForWrite, Handler, IoctlRequest, Operation, Reply, Request,
+    Ticket, Turn,
 };
-use crate::session::{Blocking, Device, Requester, Session, Waiter};
+use crate::session::{Blocking, BoxedWaiter, Device, Requester, Session, Waiter};
 
 /// The front end of one real node.
 pub struct VideoNode {
@@ -218,16 +219,23 @@ impl Handler for Arc<VideoNode> {
                     }
                 }
             },
-            Operation::Write { fh, data, reply, .. } => match self.session(fh) {
+            Operation::Write {
+                fh,
+                offset,
+                flags,
+                data,
+                reply,
+            } => match self.session(fh) {
                 None => reply.error(FuseErrno::ENODEV),
-                Some(session) => match if turn.pass() {
-                    session.write(data)
-                } else {
-                    Err(OVERLOADED)
-                } {
-                    Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
-                    Err(errno) => reply.error(FuseErrno::from_i32(errno.raw())),
-                },
+                Some(session) => {
+                    let waiter = watched(reply);
+                    let nonblocking = flags.0 & libc::O_NONBLOCK != 0;
+                    if turn.pass() {
+                        session.write(offset, data, caller.tid, nonblocking, waiter);
+                    } else {
+                        waiter.answer(Err(OVERLOADED));
+                    }
+                }
             },
             Operation::Poll {
                 fh,
@@ -276,22 +284,22 @@ struct Watched<K> {
     ticket: Ticket,
 }
 
-fn watched<K>(reply: Reply<K>) -> Box<dyn Waiter>
+fn watched<K, T: ?Sized>(reply: Reply<K>) -> BoxedWaiter<T>
 where
     K: Send + 'static,
-    Reply<K>: Outcome,
+    Reply<K>: Outcome<T>,
 {
     let ticket = reply.channel().interrupts().watch(reply.unique());
     Box::new(Watched { reply, ticket })
 }
 
 /// How a request that may wait ends.
-trait Outcome {
-    fn give(self, outcome: Result<&[u8], Errno>);
+trait Outcome<T: ?Sized> {
+    fn give(self, outcome: Result<&T, Errno>);
     fn give_restart(self);
 }
 
-impl Outcome for Reply<ForIoctl> {
+impl Outcome<[u8]> for Reply<ForIoctl> {
     fn give(self, outcome: Result<&[u8], Errno>) {
         match outcome {
             Ok(argument) => self.result(0, argument),
@@ -304,7 +312,7 @@ impl Outcome for Reply<ForIoctl> {
     }
 }
 
-impl Outcome for Reply<ForRead> {
+impl Outcome<[u8]> for Reply<ForRead> {
     fn give(self, outcome: Result<&[u8], Errno>) {
         match outcome {
             Ok(bytes) => self.data(bytes),
@@ -318,9 +326,23 @@ impl Outcome for Reply<ForRead> {
     }
 }
 
-impl<K: Send> Waiter for Watched<K>
+impl Outcome<u32> for Reply<ForWrite> {
+    fn give(self, outcome: Result<&u32, Errno>) {
+        match outcome {
+            Ok(count) => self.written(*count),
+            Err(errno) => self.error(FuseErrno::from_i32(errno.raw())),
+        }
+    }
+
+    fn give_restart(self) {
+        // As for a read.
+        self.error(FuseErrno::EINTR);
+    }
+}
+
+impl<K: Send, T: ?Sized> Waiter<T> for Watched<K>
 where
-    Reply<K>: Outcome,
+    Reply<K>: Outcome<T>,
 {
     fn id(&self) -> u64 {
         self.ticket.unique()
@@ -330,7 +352,7 @@ where
         self.ticket.sleep(wake).is_ok()
     }
 
-    fn answer(self: Box<Self>, outcome: Result<&[u8], Errno>) {
+    fn answer(self: Box<Self>, outcome: Result<&T, Errno>) {
         self.reply.give(outcome);
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use dma_heap::HeapKind;
 
 use super::{BounceBuffer, Charge};
-use crate::sys::Mapping;
+use crate::sys::{CpuUse, Mapping};
 
 /// Why a heap gave nothing.
 #[derive(Debug, thiserror::Error)]
@@ -35,16 +35,16 @@ impl Heap {
         })
     }
 
-    /// A buffer of `len` bytes, rounded up to pages. `charge` pays for it: a heap has no bound of its own, it drives
+    /// A buffer of `len` bytes, rounded up to pages, mapped for what `cpu` says. `charge` pays for it: a heap has no bound of its own, it drives
     /// the machine into the OOM killer (KERNEL.md D).
     ///
     /// # Errors
     /// See [`HeapError`].
-    pub fn allocate(&self, len: u32, charge: Charge) -> Result<BounceBuffer, HeapError> {
+    pub fn allocate(&self, len: u32, cpu: CpuUse, charge: Charge) -> Result<BounceBuffer, HeapError> {
         let page = 4096;
         let size = (len as usize).next_multiple_of(page);
         let dma_buf = self.heap.allocate(size).map_err(HeapError::Allocate)?;
-        let mapping = Mapping::readable(&dma_buf, 0, size).map_err(HeapError::Map)?;
+        let mapping = Mapping::shared(&dma_buf, 0, size, cpu).map_err(HeapError::Map)?;
         Ok(BounceBuffer::from_dma_buf(dma_buf, mapping, charge))
     }
 }

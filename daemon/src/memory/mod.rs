@@ -1,4 +1,4 @@
-//! Memory that a device can fill and we can read: the providers of bounce buffers.
+//! Memory that a device and we can use both: the providers of bounce buffers.
 //!
 //! Which provider serves is decided once per REQBUFS, by trying (`session::allocate`): a driver does not tell whether
 //! it can import what a heap gives. Nothing here knows of clients' addresses or of a queue's state.
@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use vidcompat_proto::queue::Backing;
 
-use crate::sys::Mapping;
+use crate::sys::{CpuUse, Mapping};
 
 pub use budget::{Budget, Charge, OverBudget};
 pub use heap::{Heap, HeapError};
@@ -70,8 +70,19 @@ impl BounceBuffer {
         self.dma_buf.as_ref().map(AsFd::as_fd)
     }
 
-    /// The bytes, for as long as the guard lives: what the device wrote before is seen.
-    pub fn read_access(&self) -> CpuAccess<'_> {
-        CpuAccess::begin(&self.mapping, self.dma_buf())
+    /// The bytes, for as long as the guard lives: of a buffer that is mapped to be read, what the device wrote before is
+    /// seen; of one that is mapped to be written, the device sees what was written when the guard is gone.
+    pub fn access(&self) -> CpuAccess<'_> {
+        let cpu = if self.mapping.is_writable() {
+            CpuUse::Write
+        } else {
+            CpuUse::Read
+        };
+        CpuAccess::begin(&self.mapping, self.dma_buf(), cpu)
+    }
+
+    /// Bytes that it holds.
+    pub fn size(&self) -> usize {
+        self.mapping.size()
     }
 }

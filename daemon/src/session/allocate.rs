@@ -9,14 +9,20 @@ use std::sync::Arc;
 
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::v4l2::{
-    V4l2Buffer, V4l2CreateBuffers, V4l2RequestBuffers, buf_cap, buf_type, memory,
+    PlanarBuffer, V4l2CreateBuffers, V4l2Plane, V4l2RequestBuffers, buf_cap, buf_type, memory,
 };
 use vidcompat_proto::ioctl::{QueueOp, queue_row};
-use vidcompat_proto::queue::Queue;
+use vidcompat_proto::queue::{Backing, Queue};
 
-use super::{Session, Slot, State};
+use super::Session;
+use super::imports::Imports;
+use super::queues::{QueueState, Slot, cpu_use};
 use crate::client::Client;
 use crate::memory::{BounceBuffer, Charge, OverBudget, Provider};
+
+/// `V4L2_FIELD_TOP` and `V4L2_FIELD_ALTERNATE`
+const FIELD_TOP: u32 = 2;
+const FIELD_ALTERNATE: u32 = 7;
 
 /// More buffers than any queue has unless its driver asks for more (VB2_MAX_FRAME is 32, vivid has 64).
 const MOST_BUFFERS: u32 = 64;
@@ -57,42 +63,22 @@ impl Session {
     pub(super) fn reqbufs(&self, request: &mut V4l2RequestBuffers, tid: u32) -> Result<(), Errno> {
         self.stop_watching();
         let mut state = self.lock();
-        state.queue.reqbufs(request)?;
+        let queue = state.queues.of_mut(request.buf_type);
+        queue.core.reqbufs(request)?;
         let capabilities = self.device.queue_capabilities(&self.node, request.buf_type)?;
         let mut device = *request;
-        self.with_provider(&mut state, capabilities, |state, provider| {
-            device = V4l2RequestBuffers {
-                memory: provider.memory(),
-                flags: 0,
-                ..*request
-            };
-            if provider == Provider::Exporter && request.count > 1 {
-                // The driver allocates without asking our budget: one buffer tells how many we may ask for.
-                device.count = 1;
-                self.ask(state, &mut device, capabilities)?;
-                let size = self.query(request.buf_type, 0)?.length;
-                device = V4l2RequestBuffers {
-                    count: request.count.min(self.affordable(size, tid)?),
-                    ..device
-                };
-                if device.count == 0 {
-                    self.ask(state, &mut device, capabilities)?;
-                    return Err(Errno::ENOMEM.into());
-                }
+        if request.memory == memory::DMABUF {
+            self.ask(queue, &mut device, capabilities)
+                .map_err(Failure::errno)?;
+            if device.count > 0 {
+                queue.core.serves_imports(request.buf_type);
+                queue.imports = Some(Imports::default());
             }
-            self.ask(state, &mut device, capabilities)?;
-            let Err(enough) = self.fill(state, request.buf_type, device.count, provider, tid)? else {
-                return Ok(());
-            };
-            // As vb2 does when memory is short: fewer buffers, if the driver agrees.
-            device = V4l2RequestBuffers {
-                count: enough,
-                ..device
-            };
-            self.ask(state, &mut device, capabilities)?;
-            self.fill(state, request.buf_type, device.count, provider, tid)?
-                .map_err(|_| Errno::ENOMEM.into())
-        })?;
+        } else {
+            self.with_provider(queue, capabilities, |queue, provider| {
+                self.reqbufs_from(queue, provider, request, &mut device, capabilities, tid)
+            })?;
+        }
         request.count = device.count;
         request.capabilities = Queue::capabilities(device.capabilities);
         request.flags = 0;
@@ -100,65 +86,126 @@ impl Session {
         Ok(())
     }
 
+    /// REQBUFS(USERPTR) served by `provider`; `device` is what the device has answered.
+    fn reqbufs_from(
+        &self,
+        queue: &mut QueueState,
+        provider: Provider,
+        request: &V4l2RequestBuffers,
+        device: &mut V4l2RequestBuffers,
+        capabilities: u32,
+        tid: u32,
+    ) -> Result<(), Failure> {
+        *device = V4l2RequestBuffers {
+            memory: provider.memory(),
+            flags: 0,
+            ..*request
+        };
+        if provider == Provider::Exporter && request.count > 1 {
+            // The driver allocates without asking our budget: one buffer tells how many we may ask for.
+            device.count = 1;
+            self.ask(queue, device, capabilities)?;
+            let size = self
+                .query(request.buf_type, 0)
+                .map(|first| total_length(&first))?;
+            device.count = request.count.min(self.affordable(size, tid)?);
+            if device.count == 0 {
+                self.ask(queue, device, capabilities)?;
+                return Err(Errno::ENOMEM.into());
+            }
+        }
+        self.ask(queue, device, capabilities)?;
+        let Err(enough) = self.fill(queue, request.buf_type, device.count, provider, capabilities, tid)?
+        else {
+            return Ok(());
+        };
+        // As vb2 does when memory is short: fewer buffers, if the driver agrees.
+        device.count = enough;
+        self.ask(queue, device, capabilities)?;
+        self.fill(queue, request.buf_type, device.count, provider, capabilities, tid)?
+            .map_err(|_| Errno::ENOMEM.into())
+    }
+
     /// `VIDIOC_CREATE_BUFS`
     pub(super) fn create_bufs(&self, request: &mut V4l2CreateBuffers, tid: u32) -> Result<(), Errno> {
         self.stop_watching();
         let mut state = self.lock();
-        state.queue.create_bufs(request)?;
         let buf_type = request.format.buf_type;
+        let queue = state.queues.of_mut(buf_type);
+        queue.core.create_bufs(request)?;
         let asked = *request;
         let mut device = asked;
-        self.check_room(&asked, tid)?;
-        let ask = |provider: Provider| V4l2CreateBuffers {
-            memory: provider.memory(),
-            flags: 0,
-            ..asked
-        };
-        match state.provider() {
-            Some(provider) => {
-                // Before the device is asked: what it has then made it keeps.
-                let client = self.caller(tid)?;
-                device = ask(provider);
-                self.node.create_bufs(&mut device)?;
-                if asked.count > 0 {
-                    self.extend(&mut state, &device, provider, client.client())?;
-                }
+        if asked.memory == memory::DMABUF || queue.imports.is_some() {
+            // Of another memory than the queue's the device says EINVAL, and MMAP no client may have.
+            self.node.create_bufs(&mut device)?;
+            if asked.count > 0 && queue.imports.is_none() {
+                queue.core.serves_imports(buf_type);
+                queue.imports = Some(Imports::default());
             }
-            None => {
-                let capabilities = self.device.queue_capabilities(&self.node, buf_type)?;
-                self.with_provider(&mut state, capabilities, |state, provider| {
-                    device = ask(provider);
-                    self.node.create_bufs(&mut device)?;
-                    if asked.count == 0 {
-                        return Ok(());
-                    }
-                    self.fill(state, buf_type, device.count, provider, tid)?
-                        .map_err(|_| Errno::ENOMEM.into())
-                })?;
-            }
+        } else {
+            self.create_userptr(queue, &asked, &mut device, tid)?;
         }
         *request = V4l2CreateBuffers {
-            memory: memory::USERPTR,
+            memory: asked.memory,
             capabilities: Queue::capabilities(device.capabilities),
             ..device
         };
         Ok(())
     }
 
+    fn create_userptr(
+        &self,
+        queue: &mut QueueState,
+        asked: &V4l2CreateBuffers,
+        device: &mut V4l2CreateBuffers,
+        tid: u32,
+    ) -> Result<(), Errno> {
+        let buf_type = asked.format.buf_type;
+        self.check_room(asked, tid)?;
+        let ask = |provider: Provider| V4l2CreateBuffers {
+            memory: provider.memory(),
+            flags: 0,
+            ..*asked
+        };
+        let capabilities = self.device.queue_capabilities(&self.node, buf_type)?;
+        let Some(provider) = queue.provider() else {
+            return self.with_provider(queue, capabilities, |queue, provider| {
+                *device = ask(provider);
+                self.node.create_bufs(device)?;
+                if asked.count == 0 {
+                    return Ok(());
+                }
+                self.fill(queue, buf_type, device.count, provider, capabilities, tid)?
+                    .map_err(|_| Errno::ENOMEM.into())
+            });
+        };
+        // Before the device is asked: what it has then made it keeps.
+        let client = self.caller(tid)?;
+        *device = ask(provider);
+        self.node.create_bufs(device)?;
+        if asked.count > 0 {
+            self.extend(queue, device, provider, capabilities, client.client())?;
+        }
+        Ok(())
+    }
+
     /// How many buffers of `size` bytes the budget has room for.
-    fn affordable(&self, size: u32, tid: u32) -> Result<u32, Errno> {
+    fn affordable(&self, size: u64, tid: u32) -> Result<u32, Errno> {
         let process = self.caller(tid)?.client().process().as_raw();
         let available = self.device.budget().available(process);
-        Ok(u32::try_from(available / u64::from(size.max(1)).next_multiple_of(4096)).unwrap_or(u32::MAX))
+        Ok(u32::try_from(available / size.max(1).next_multiple_of(4096)).unwrap_or(u32::MAX))
     }
 
     /// The buffers that are asked for, if there is room for them: the driver allocates its own without asking us. Only
     /// a video format says how large they will be.
     fn check_room(&self, request: &V4l2CreateBuffers, tid: u32) -> Result<(), Errno> {
-        let told = request.format.buf_type == buf_type::VIDEO_CAPTURE && request.count > 0;
+        let video = matches!(
+            request.format.buf_type,
+            buf_type::VIDEO_CAPTURE | buf_type::VIDEO_OUTPUT
+        );
         // The driver cuts larger numbers down itself.
         let count = request.count.min(MOST_BUFFERS);
-        if told && count > self.affordable(request.format.pix_sizeimage(), tid)? {
+        if video && count > 0 && count > self.affordable(u64::from(request.format.pix_sizeimage()), tid)? {
             return Err(Errno::ENOMEM);
         }
         Ok(())
@@ -167,9 +214,9 @@ impl Session {
     /// Tries the providers in the order of DESIGN.md until one serves.
     fn with_provider(
         &self,
-        state: &mut State,
+        queue: &mut QueueState,
         capabilities: u32,
-        mut serve: impl FnMut(&mut State, Provider) -> Result<(), Failure>,
+        mut serve: impl FnMut(&mut QueueState, Provider) -> Result<(), Failure>,
     ) -> Result<(), Errno> {
         let may_have = |capability| capabilities == 0 || capabilities & capability != 0;
         let heap = self
@@ -180,7 +227,7 @@ impl Session {
         let own = Some(Provider::Exporter).filter(|_| may_have(buf_cap::MMAP));
         let mut outcome = Err(Errno::EINVAL);
         for provider in heap.into_iter().chain(own) {
-            match serve(state, provider) {
+            match serve(queue, provider) {
                 Ok(()) => return Ok(()),
                 Err(Failure::Final(errno)) => return Err(errno),
                 Err(Failure::TryNext(errno)) => outcome = Err(errno),
@@ -192,24 +239,20 @@ impl Session {
     /// REQBUFS on the device; afterwards the state knows what the device still holds.
     fn ask(
         &self,
-        state: &mut State,
+        queue: &mut QueueState,
         request: &mut V4l2RequestBuffers,
         capabilities: u32,
     ) -> Result<(), Failure> {
         match self.node.reqbufs(request) {
             Ok(()) => {
-                state.forget_buffers();
+                queue.forget_buffers();
                 Ok(())
             }
             Err(errno) => {
                 // EBUSY changes nothing; a driver that fails later has freed the old buffers first
                 // (videobuf2-core.c:880-900).
-                let mut first = V4l2Buffer {
-                    buf_type: request.buf_type,
-                    ..V4l2Buffer::default()
-                };
-                if self.node.buffer_ioctl(QueueOp::Querybuf, &mut first).is_err() {
-                    state.forget_buffers();
+                if self.query(request.buf_type, 0).is_err() {
+                    queue.forget_buffers();
                 }
                 // A driver that does not tell what it has says so here.
                 if errno == Errno::EINVAL && capabilities == 0 {
@@ -225,10 +268,11 @@ impl Session {
     /// are freed again. The inner `Err` is the number of buffers that there is memory for.
     fn fill(
         &self,
-        state: &mut State,
+        queue: &mut QueueState,
         buf_type: u32,
         count: u32,
         provider: Provider,
+        capabilities: u32,
         tid: u32,
     ) -> Result<Result<(), u32>, Failure> {
         if count == 0 {
@@ -236,8 +280,8 @@ impl Session {
         }
         let made = self.caller(tid).map(|caller| {
             let client = caller.client();
-            let made = self.make(state, buf_type, 0..count, provider, client);
-            made.and_then(|()| self.try_import(state, buf_type))
+            let made = self.make(queue, buf_type, 0..count, provider, capabilities, client);
+            made.and_then(|()| self.try_import(queue, buf_type))
         });
         let outcome = match made {
             Ok(Ok(())) => {
@@ -255,7 +299,7 @@ impl Session {
             Ok(Err(Unserved::Short(enough))) => Ok(Err(enough)),
             Err(errno) => Err(Failure::Final(errno)),
         };
-        state.forget_buffers();
+        queue.forget_buffers();
         let mut nothing = V4l2RequestBuffers {
             count: 0,
             buf_type,
@@ -272,80 +316,103 @@ impl Session {
     /// the device, which cannot take them back; their QBUF says ENOMEM.
     fn extend(
         &self,
-        state: &mut State,
+        queue: &mut QueueState,
         created: &V4l2CreateBuffers,
         provider: Provider,
+        capabilities: u32,
         client: &Client,
     ) -> Result<(), Errno> {
         let end = created.index.saturating_add(created.count);
         let buf_type = created.format.buf_type;
-        let errno = match self.make(state, buf_type, created.index..end, provider, client) {
+        let made = self.make(
+            queue,
+            buf_type,
+            created.index..end,
+            provider,
+            capabilities,
+            client,
+        );
+        let errno = match made {
             Ok(()) => return Ok(()),
             Err(Unserved::Refused(errno)) => errno,
             Err(Unserved::Short(_)) => Errno::ENOMEM,
         };
-        for index in state.queue.len()..end {
-            let length = self
-                .query(buf_type, index)
-                .map_or(u32::MAX, |described| described.length);
-            state.queue.allocated(buf_type, length);
-            state.slots.push(Slot::default());
+        for index in created.index..end {
+            if !queue.core.has(index) {
+                let described = self.query(buf_type, index);
+                let lengths = described.map_or_else(|_| vec![u32::MAX], |described| lengths(&described));
+                queue.core.allocated(index, buf_type, &lengths, capabilities);
+                queue.slots.insert(index, Slot::default());
+            }
         }
         Err(errno)
     }
 
-    fn query(&self, buf_type: u32, index: u32) -> Result<V4l2Buffer, Errno> {
-        let mut buffer = V4l2Buffer {
-            index,
-            buf_type,
-            ..V4l2Buffer::default()
-        };
+    fn query(&self, buf_type: u32, index: u32) -> Result<PlanarBuffer, Errno> {
+        let mut buffer = PlanarBuffer::blank(buf_type, index);
         self.node.buffer_ioctl(QueueOp::Querybuf, &mut buffer)?;
         Ok(buffer)
     }
 
     fn make(
         &self,
-        state: &mut State,
+        queue: &mut QueueState,
         buf_type: u32,
         indices: std::ops::Range<u32>,
         provider: Provider,
+        capabilities: u32,
         client: &Client,
     ) -> Result<(), Unserved> {
         for index in indices {
             let described = self.query(buf_type, index).map_err(Unserved::Refused)?;
-            let short = Unserved::Short(index);
-            let charge = match self.charge(client, described.length) {
-                Ok(charge) => charge,
-                Err(over) => {
+            let mut planes = Vec::new();
+            for plane in described.described() {
+                let charge = self.charge(client, plane.length).map_err(|over| {
                     if self.device.may_complain() {
                         tracing::warn!(device = %self.device.path().display(), pid = %client.process(), "{over}");
                     }
-                    return Err(short);
-                }
+                    Unserved::Short(index)
+                })?;
+                planes.push(self.make_plane(plane, buf_type, provider, charge, index)?);
+            }
+            queue
+                .core
+                .allocated(index, buf_type, &lengths(&described), capabilities);
+            let slot = Slot {
+                planes: Some(Arc::new(planes)),
+                client: None,
             };
-            let made = match (provider, self.device.heap()) {
-                (Provider::DmaHeap, Some(heap)) => heap.allocate(described.length, charge).map_err(|error| {
-                    tracing::warn!(device = %self.device.path().display(), %error, "no memory for a buffer");
-                    short
-                }),
-                (Provider::DmaHeap, None) => Err(Unserved::Refused(Errno::EINVAL)),
-                (Provider::Exporter, _) => {
-                    let offset = u32::try_from(described.m & 0xffff_ffff).unwrap_or_default();
-                    let mapped = self.node.map(offset, described.length);
-                    mapped.map(|mapping| BounceBuffer::from_device(mapping, charge)).map_err(|error| {
+            queue.slots.insert(index, slot);
+        }
+        Ok(())
+    }
+
+    fn make_plane(
+        &self,
+        plane: &V4l2Plane,
+        buf_type: u32,
+        provider: Provider,
+        charge: Charge,
+        index: u32,
+    ) -> Result<BounceBuffer, Unserved> {
+        let cpu = cpu_use(buf_type);
+        match (provider, self.device.heap()) {
+            (Provider::DmaHeap, Some(heap)) => heap.allocate(plane.length, cpu, charge).map_err(|error| {
+                tracing::warn!(device = %self.device.path().display(), %error, "no memory for a buffer");
+                Unserved::Short(index)
+            }),
+            (Provider::DmaHeap, None) => Err(Unserved::Refused(Errno::EINVAL)),
+            (Provider::Exporter, _) => {
+                let offset = u32::try_from(plane.m & 0xffff_ffff).unwrap_or_default();
+                let mapped = self.node.map(offset, plane.length, cpu);
+                mapped
+                    .map(|mapping| BounceBuffer::from_device(mapping, charge))
+                    .map_err(|error| {
                         tracing::warn!(device = %self.device.path().display(), %error, "a buffer cannot be mapped");
                         Unserved::Refused(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
                     })
-                }
-            }?;
-            state.queue.allocated(buf_type, described.length);
-            state.slots.push(Slot {
-                buffer: Some(Arc::new(made)),
-                client: None,
-            });
+            }
         }
-        Ok(())
     }
 
     fn charge(&self, client: &Client, length: u32) -> Result<Charge, OverBudget> {
@@ -354,49 +421,68 @@ impl Session {
     }
 
     /// Gives each imported buffer to the device once and takes all back.
-    fn try_import(&self, state: &State, buf_type: u32) -> Result<(), Unserved> {
+    fn try_import(&self, queue: &QueueState, buf_type: u32) -> Result<(), Unserved> {
+        let imported = |slot: &Slot| {
+            let planes = slot.planes.as_ref();
+            planes.is_some_and(|planes| planes.iter().any(|plane| plane.dma_buf().is_some()))
+        };
+        if !queue.slots.values().any(imported) {
+            return Ok(());
+        }
         let prepare = if self.device.knows(&self.node, queue_row(QueueOp::PrepareBuf)) {
             QueueOp::PrepareBuf
         } else {
             QueueOp::Qbuf
         };
-        let mut tried = false;
-        for (index, slot) in (0..).zip(&state.slots) {
-            let imported = slot.buffer.as_ref().filter(|buffer| buffer.dma_buf().is_some());
-            let Some(buffer) = imported else { continue };
-            let blank = V4l2Buffer {
-                index,
-                buf_type,
-                ..V4l2Buffer::default()
-            };
-            let mut given = Queue::for_device(&blank, buffer.backing());
+        for (index, slot) in &queue.slots {
+            let mut given = self.trial(buf_type, *index, slot);
             self.node
                 .buffer_ioctl(prepare, &mut given)
                 .map_err(Unserved::Refused)?;
-            tried = true;
         }
-        if tried {
-            self.node
-                .stream(QueueOp::Streamoff, buf_type)
-                .map_err(Unserved::Refused)?;
+        self.node
+            .stream(QueueOp::Streamoff, buf_type)
+            .map_err(Unserved::Refused)
+    }
+
+    /// What a driver accepts of a client that does everything right.
+    fn trial(&self, buf_type: u32, index: u32, slot: &Slot) -> PlanarBuffer {
+        let mut blank = PlanarBuffer::blank(buf_type, index);
+        let backing = slot.backing();
+        if buf_type::is_multi_planar(buf_type) {
+            blank.planes.truncate(backing.len());
         }
-        Ok(())
+        if matches!(buf_type, buf_type::VIDEO_OUTPUT | buf_type::VIDEO_OUTPUT_MPLANE) {
+            let field = self.node.field(buf_type).unwrap_or_default();
+            blank.head.field = if field == FIELD_ALTERNATE {
+                FIELD_TOP
+            } else {
+                field
+            };
+        }
+        let mut given = Backing::give(&backing, &blank);
+        if buf_type::is_output(buf_type) {
+            for plane in &mut given.planes {
+                plane.bytesused = plane.length;
+            }
+        }
+        given
     }
 }
 
-impl State {
-    fn forget_buffers(&mut self) {
-        self.queue.freed();
-        self.slots.clear();
-    }
+/// What the planes of a buffer need.
+fn lengths(described: &PlanarBuffer) -> Vec<u32> {
+    described.described().iter().map(|plane| plane.length).collect()
+}
 
-    /// Who made the buffers that there are.
-    fn provider(&self) -> Option<Provider> {
-        let buffer = self.slots.iter().find_map(|slot| slot.buffer.as_ref())?;
-        Some(if buffer.dma_buf().is_some() {
-            Provider::DmaHeap
-        } else {
-            Provider::Exporter
-        })
+fn total_length(described: &PlanarBuffer) -> u64 {
+    lengths(described).into_iter().map(u64::from).sum()
+}
+
+impl Failure {
+    fn errno(self) -> Errno {
+        match self {
+            Failure::TryNext(errno) | Failure::Final(errno) => errno,
+        }
     }
 }

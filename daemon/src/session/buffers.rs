@@ -1,135 +1,224 @@
-//! QUERYBUF, QBUF, PREPARE_BUF, STREAMON and STREAMOFF.
+//! QUERYBUF, QBUF, PREPARE_BUF, REMOVE_BUFS, STREAMON and STREAMOFF.
 
 use std::sync::Arc;
 
 use vidcompat_proto::Errno;
-use vidcompat_proto::abi::v4l2::V4l2Buffer;
+use vidcompat_proto::abi::v4l2::{PlanarBuffer, V4l2Plane, V4l2RemoveBuffers, buf_type};
 use vidcompat_proto::ioctl::QueueOp;
-use vidcompat_proto::queue::{Claim, Next, Queue};
+use vidcompat_proto::queue::{Acquire, Claim, Next, Queue};
 
-use super::{Session, State};
-use crate::client::BlockedThread;
+use super::queues::{QueueState, Slot};
+use super::{Requester, Session};
+use crate::client::{BlockedThread, Client};
+use crate::memory::BounceBuffer;
+
+/// What was found in the client's memory, for what the core had asked: after so many good new planes, an errno.
+struct Seen {
+    step: Acquire,
+    outcome: Result<(), (usize, Errno)>,
+}
 
 impl Session {
     /// `VIDIOC_QUERYBUF`
-    pub(super) fn querybuf(&self, buffer: &mut V4l2Buffer) -> Result<(), Errno> {
+    pub(super) fn querybuf(&self, asked: &PlanarBuffer) -> Result<PlanarBuffer, Errno> {
         let state = self.lock();
-        let mut device = Queue::without_references(buffer);
+        let mut device = Queue::without_references(asked);
         self.node.buffer_ioctl(QueueOp::Querybuf, &mut device)?;
-        *buffer = if state.queue.is_empty() {
-            // Another file's buffer. What its `m` says is about a process that is not the asking one.
-            V4l2Buffer { m: 0, ..device }
-        } else {
-            state.queue.reply(&device)
-        };
-        Ok(())
+        let queue = state.queues.of(asked.head.buf_type);
+        Ok(match &queue.imports {
+            Some(imports) => imports.reply(&device, asked),
+            None if queue.core.has(device.head.index) => queue.core.reply(&device, asked),
+            None => strangers(&device, asked),
+        })
     }
 
     /// `VIDIOC_QBUF` and `VIDIOC_PREPARE_BUF`: `op` says which.
-    pub(super) fn give(&self, op: QueueOp, buffer: &mut V4l2Buffer, tid: u32) -> Result<(), Errno> {
-        let caller = self.caller(tid)?;
-        let mut checked = None;
+    pub(super) fn give(
+        &self,
+        op: QueueOp,
+        asked: &PlanarBuffer,
+        who: Requester,
+    ) -> Result<PlanarBuffer, Errno> {
+        let caller = self.caller(who.tid)?;
+        let (index, buf_type) = (asked.head.index, asked.head.buf_type);
+        let mut seen: Option<Seen> = None;
         let mut state = loop {
             let mut state = self.lock();
+            let queue = state.queues.of_mut(buf_type);
+            if queue.imports.is_some() {
+                drop(state);
+                return self.give_import(op, asked, &caller);
+            }
             let next = match op {
-                QueueOp::PrepareBuf => state.queue.prepare_buf(buffer, caller.client().key()),
-                _ => state.queue.qbuf(buffer, caller.client().key()),
+                QueueOp::PrepareBuf => queue.core.prepare_buf(asked, caller.client().key()),
+                _ => queue.core.qbuf(asked, caller.client().key()),
             }?;
-            match (next, checked) {
-                (Next::AskDevice, _) => return self.ask_why_not(op, buffer),
-                (Next::Ready, _) => break state,
-                (Next::Acquire(claim), Some((same, outcome))) if same == claim => {
-                    if let Err(errno) = outcome {
-                        state.queue.acquire_failed(buffer.index);
+            let step = match next {
+                Next::AskDevice => return Err(self.ask_why_not(op, asked)),
+                // What the device fills is looked at once.
+                Next::Ready(_) if !buf_type::is_output(buf_type) => break state,
+                Next::Ready(all) => Acquire {
+                    all,
+                    new: Vec::new(),
+                    then: Ok(()),
+                },
+                Next::Acquire(step) => step,
+            };
+            match seen.take().filter(|seen| seen.step == step) {
+                Some(Seen { step, outcome }) => {
+                    if let Err((good, errno)) = outcome {
+                        queue.core.acquire_failed(index, good);
                         return Err(errno);
                     }
-                    state.queue.acquired(buffer.index, claim);
-                    if let Some(slot) = state.slots.get_mut(buffer.index as usize) {
-                        slot.client = Some(Arc::clone(caller.client()));
+                    if !step.new.is_empty() {
+                        queue.core.acquired(index, &step.all);
+                        if let Some(slot) = queue.slots.get_mut(&index) {
+                            slot.client = Some(Arc::clone(caller.client()));
+                        }
                     }
                     break state;
                 }
                 // Not under the lock: the memory may be slow on purpose. Then the core is asked again, for another
                 // thread may have been faster.
-                (Next::Acquire(claim), _) => {
+                None => {
+                    let bounce = queue.slots.get(&index).and_then(|slot| slot.planes.clone());
+                    let owner = match step.new.is_empty() {
+                        true => queue.slots.get(&index).and_then(|slot| slot.client.clone()),
+                        false => None,
+                    };
                     drop(state);
-                    checked = Some((claim, self.check(&caller, claim)));
+                    let outcome = self.look(&caller, owner.as_deref(), &step, buf_type, bounce.as_deref());
+                    seen = Some(Seen { step, outcome });
                 }
             }
         };
-        let bounce = state
-            .slots
-            .get(buffer.index as usize)
-            .and_then(|slot| slot.buffer.clone());
-        let Some(bounce) = bounce else {
-            state.queue.acquire_failed(buffer.index);
+        self.give_bounce(op, asked, state.queues.of_mut(buf_type))
+    }
+
+    fn give_bounce(
+        &self,
+        op: QueueOp,
+        asked: &PlanarBuffer,
+        queue: &mut QueueState,
+    ) -> Result<PlanarBuffer, Errno> {
+        let index = asked.head.index;
+        let backing = queue.slots.get(&index).map(Slot::backing).unwrap_or_default();
+        if backing.is_empty() {
+            queue.core.acquire_failed(index, usize::MAX);
             return Err(Errno::ENOMEM);
-        };
-        let mut device = Queue::for_device(buffer, bounce.backing());
+        }
+        let mut device = queue.core.for_device(asked, &backing);
         if let Err(errno) = self.node.buffer_ioctl(op, &mut device) {
-            self.refused(&mut state, buffer);
+            let mut now = PlanarBuffer::blank(asked.head.buf_type, index);
+            let described = self.node.buffer_ioctl(QueueOp::Querybuf, &mut now);
+            queue
+                .core
+                .refused(index, described.map_or(0, |()| now.head.flags));
             return Err(errno);
         }
         match op {
-            QueueOp::PrepareBuf => state.queue.prepared(buffer.index),
-            _ => state.queue.queued(buffer.index),
+            QueueOp::PrepareBuf => queue.core.prepared(index),
+            _ => queue.core.queued(index),
         }
-        *buffer = state.queue.reply(&device);
+        Ok(queue.core.reply(&device, asked))
+    }
+
+    /// Looks at the memory that is new and, where the device is to read it, fetches the bytes of all planes. A driver
+    /// sees the memory itself from QBUF on; what the client writes after QBUF is lost here, as the specification allows.
+    fn look(
+        &self,
+        caller: &BlockedThread,
+        owner: Option<&Client>,
+        step: &Acquire,
+        buf_type: u32,
+        bounce: Option<&Vec<BounceBuffer>>,
+    ) -> Result<(), (usize, Errno)> {
+        for (good, claim) in step.new.iter().enumerate() {
+            self.check(caller, claim, buf_type)
+                .map_err(|errno| (good, errno))?;
+        }
+        let good = step.new.len();
+        step.then.map_err(|errno| (good, errno))?;
+        let Some(bounce) = bounce.filter(|_| buf_type::is_output(buf_type)) else {
+            return Ok(());
+        };
+        let client = owner.unwrap_or(caller.client());
+        for (claim, plane) in step.all.iter().zip(bounce) {
+            let access = plane.access();
+            let len = plane.size().min(claim.length as usize);
+            client
+                .read(access.mapping(), len, claim.client_addr, Some(caller))
+                .map_err(|_| (good, Errno::EFAULT))?;
+        }
         Ok(())
     }
 
-    fn check(&self, caller: &BlockedThread, claim: Claim) -> Result<(), Errno> {
-        caller
-            .check_writable(claim.client_addr, claim.length)
-            .map_err(|fault| {
-                tracing::debug!(
-                    device = %self.device.path().display(), pid = %caller.client().process(),
-                    client_addr = format_args!("{:#x}", claim.client_addr), length = claim.length, %fault,
-                    "QBUF refused: the frame could not be written there"
-                );
-                Errno::EFAULT
-            })
+    fn check(&self, caller: &BlockedThread, claim: &Claim, buf_type: u32) -> Result<(), Errno> {
+        let checked = if buf_type::is_output(buf_type) {
+            caller.check_readable(claim.client_addr, claim.length)
+        } else {
+            caller.check_writable(claim.client_addr, claim.length)
+        };
+        checked.map_err(|fault| {
+            tracing::debug!(
+                device = %self.device.path().display(), pid = %caller.client().process(),
+                client_addr = format_args!("{:#x}", claim.client_addr), length = claim.length, %fault,
+                "QBUF refused: the memory is out of reach"
+            );
+            Errno::EFAULT
+        })
     }
 
     /// This file has no buffers: the device says why the call fails.
-    fn ask_why_not(&self, op: QueueOp, buffer: &V4l2Buffer) -> Result<(), Errno> {
-        match self.node.buffer_ioctl(op, &mut Queue::without_references(buffer)) {
-            Err(errno) => Err(errno),
+    fn ask_why_not(&self, op: QueueOp, asked: &PlanarBuffer) -> Errno {
+        match self.node.buffer_ioctl(op, &mut Queue::without_references(asked)) {
+            Err(errno) => errno,
             Ok(()) => {
                 tracing::error!(
                     device = %self.device.path().display(), ?op,
                     "the driver took a buffer that was never allocated; the client is told EINVAL"
                 );
-                Err(Errno::EINVAL)
+                Errno::EINVAL
             }
         }
     }
 
-    fn refused(&self, state: &mut State, buffer: &V4l2Buffer) {
-        let mut now = V4l2Buffer {
-            index: buffer.index,
-            buf_type: buffer.buf_type,
-            ..V4l2Buffer::default()
-        };
-        let flags = self
-            .node
-            .buffer_ioctl(QueueOp::Querybuf, &mut now)
-            .map_or(0, |()| now.flags);
-        state.queue.refused(buffer.index, flags);
+    /// `VIDIOC_REMOVE_BUFS`
+    pub(super) fn remove_bufs(&self, request: &mut V4l2RemoveBuffers) -> Result<(), Errno> {
+        let mut state = self.lock();
+        let asked = *request;
+        self.node.remove_bufs(request)?;
+        state.queues.of_mut(asked.buf_type).removed(&asked);
+        Ok(())
     }
 
     /// `VIDIOC_STREAMON` and `VIDIOC_STREAMOFF`: `op` says which.
     pub(super) fn stream(&self, op: QueueOp, buf_type: u32) -> Result<(), Errno> {
         let mut state = self.lock();
         self.node.stream(op, buf_type)?;
+        let queue = state.queues.of_mut(buf_type);
         if op == QueueOp::Streamon {
-            state.queue.streamon();
+            queue.core.streamon();
             return Ok(());
         }
-        state.queue.streamoff();
+        queue.streamoff();
         // A DQBUF that sleeps ends with what the device says now: EINVAL, it does not stream.
         drop(state);
-        self.advance_dequeuer();
+        self.advance_dequeuer(buf_type);
         Ok(())
     }
+}
+
+/// Another file's buffer: what its pointers say is about a process that is not the asking one.
+fn strangers(device: &PlanarBuffer, asked: &PlanarBuffer) -> PlanarBuffer {
+    let mut reply = PlanarBuffer {
+        head: device.head,
+        planes: Queue::planes_of(device, asked),
+    };
+    let described = device.described().len();
+    for plane in reply.planes.iter_mut().take(described) {
+        *plane = V4l2Plane { m: 0, ..*plane };
+    }
+    reply.head.m = if reply.is_multi_planar() { asked.head.m } else { 0 };
+    reply
 }

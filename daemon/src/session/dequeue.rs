@@ -3,136 +3,190 @@
 use std::sync::Arc;
 
 use vidcompat_proto::Errno;
-use vidcompat_proto::abi::v4l2::{V4l2Buffer, buf_flag};
+use vidcompat_proto::abi::v4l2::{PlanarBuffer, V4l2Buffer, buf_flag};
 use vidcompat_proto::ioctl::{QueueOp, queue_row};
 use vidcompat_proto::queue::Delivery;
 use zerocopy::IntoBytes;
 
-use super::{Blocking, BoxedWaiter, Dequeuer, Session, State};
+use super::{Blocking, BoxedWaiter, Requester, Session, State};
 use crate::client::{BlockedThread, Client};
 use crate::memory::BounceBuffer;
 
+/// One that sleeps in DQBUF, and the thread of its client that is blocked in it, where we can name that.
+pub(super) struct Dequeuer {
+    waiter: BoxedWaiter,
+    caller: Option<BlockedThread>,
+    asked: PlanarBuffer,
+    who: Requester,
+}
+
+impl Dequeuer {
+    pub(super) fn into_waiter(self) -> BoxedWaiter {
+        self.waiter
+    }
+
+    fn answer(self, outcome: Result<V4l2Buffer, Errno>) {
+        match outcome {
+            Ok(reply) => self.waiter.answer(Ok(reply.as_bytes())),
+            Err(errno) => self.waiter.answer(Err(errno)),
+        }
+    }
+}
+
 /// A buffer that the device has given back, its bytes not yet with the client.
 struct Dequeued {
-    reply: V4l2Buffer,
-    /// `None`: the driver gave a buffer that it did not have.
-    bytes: Option<(Delivery, Arc<BounceBuffer>, Arc<Client>)>,
+    reply: PlanarBuffer,
+    bytes: Bytes,
+}
+
+enum Bytes {
+    /// An OUTPUT buffer, or the client's own dma-buf.
+    None,
+    /// Plane by plane.
+    Bounced(Vec<Delivery>, Arc<Vec<BounceBuffer>>, Arc<Client>),
+    /// The driver gave a buffer that it did not have.
+    Unknown,
 }
 
 impl Session {
     /// `VIDIOC_DQBUF`: `waiter` is answered now or later.
-    pub fn dequeue(self: &Arc<Self>, argument: &V4l2Buffer, who: Blocking, mut waiter: BoxedWaiter) {
+    pub fn dequeue(self: &Arc<Self>, argument: &V4l2Buffer, who: Blocking, waiter: BoxedWaiter) {
         if !self.device.knows(&self.node, queue_row(QueueOp::Dqbuf)) {
             return waiter.answer(Err(Errno::ENOTTY));
         }
-        // Only for the way that the bytes take: whose they are was settled when they were queued.
-        let caller = self.caller(who.tid).ok();
-        let first = self.try_dequeue(&mut self.lock(), argument);
+        let asked = match self.fetch_planes(*argument, who.requester()) {
+            Ok(asked) => asked,
+            Err(errno) => return waiter.answer(Err(errno)),
+        };
+        let buf_type = argument.buf_type;
+        let mut dequeuer = Dequeuer {
+            waiter,
+            // Only for the way that the bytes take: whose they are was settled when they were queued.
+            caller: self.caller(who.tid).ok(),
+            asked,
+            who: who.requester(),
+        };
+        let first = self.try_dequeue(&mut self.lock(), &dequeuer.asked);
         if !matches!(first, Err(Errno::EAGAIN)) || self.is_nonblocking(who) {
-            return self.finish(waiter, caller.as_ref(), first);
+            return self.finish(dequeuer, first);
         }
         let mut state = self.lock();
         // Another thread may have gone to sleep meanwhile.
         let may_sleep = if state.ending {
             Err(Errno::ENODEV)
         } else {
-            state.queue.dqbuf(argument)
+            state.queues.of(buf_type).core.dqbuf(buf_type)
         };
         if let Err(errno) = may_sleep {
             drop(state);
-            return waiter.answer(Err(errno));
+            return dequeuer.answer(Err(errno));
         }
-        if !self.sleep(&mut waiter, Session::interrupt_dequeuer) {
+        if !self.sleep(&mut dequeuer.waiter, Session::interrupt_dequeuer) {
             drop(state);
-            return waiter.restart();
+            return dequeuer.waiter.restart();
         }
-        state.queue.set_waiting(true);
-        state.dequeuer = Some(Dequeuer { waiter, caller });
+        let queue = state.queues.of_mut(buf_type);
+        queue.core.set_waiting(true);
+        queue.dequeuer = Some(dequeuer);
         self.watch_for(&state);
         drop(state);
         // A buffer that came before the watch looked.
-        self.advance_dequeuer();
+        self.advance_dequeuer(buf_type);
     }
 
     /// Asks the device, without waiting.
-    fn try_dequeue(&self, state: &mut State, argument: &V4l2Buffer) -> Result<Dequeued, Errno> {
-        state.queue.dqbuf(argument)?;
+    fn try_dequeue(&self, state: &mut State, asked: &PlanarBuffer) -> Result<Dequeued, Errno> {
+        let buf_type = asked.head.buf_type;
+        let queue = state.queues.of_mut(buf_type);
+        queue.core.dqbuf(buf_type)?;
         // Only what vb2 looks at. Its flags it would take for the driver's where the call fails, as a call of ours that
-        // does not wait often does (videobuf2-v4l2.c:854).
-        let mut device = V4l2Buffer {
-            buf_type: argument.buf_type,
-            memory: argument.memory,
-            ..V4l2Buffer::default()
-        };
+        // does not wait often does (videobuf2-v4l2.c:854). Planes as many as the client has room for: with too few a
+        // driver gives no buffer away.
+        let mut device = PlanarBuffer::blank(buf_type, 0);
+        device.head.memory = asked.head.memory;
+        device.planes.truncate(asked.planes.len());
         self.node.buffer_ioctl(QueueOp::Dqbuf, &mut device)?;
-        let reply = state.queue.reply(&device);
-        let delivery = state.queue.dequeued(&device);
-        let slot = state.slots.get(device.index as usize);
-        let memory = slot.and_then(|slot| Some((slot.buffer.clone()?, slot.client.clone()?)));
-        Ok(Dequeued {
-            reply,
-            bytes: delivery
-                .zip(memory)
-                .map(|(delivery, (buffer, client))| (delivery, buffer, client)),
-        })
+        let index = device.head.index;
+        if let Some(imports) = &mut queue.imports {
+            imports.dequeued(index);
+            return Ok(Dequeued {
+                reply: imports.reply(&device, asked),
+                bytes: Bytes::None,
+            });
+        }
+        let reply = queue.core.reply(&device, asked);
+        let slot = queue.slots.get(&index);
+        let bytes = match queue.core.dequeued(&device) {
+            Some(deliveries) if deliveries.is_empty() => Bytes::None,
+            Some(deliveries) => slot
+                .and_then(|slot| Some((slot.planes.clone()?, slot.client.clone()?)))
+                .map_or(Bytes::Unknown, |(planes, client)| {
+                    Bytes::Bounced(deliveries, planes, client)
+                }),
+            None => Bytes::Unknown,
+        };
+        Ok(Dequeued { reply, bytes })
     }
 
-    fn finish(&self, waiter: BoxedWaiter, caller: Option<&BlockedThread>, outcome: Result<Dequeued, Errno>) {
-        match outcome {
-            Ok(dequeued) => {
-                let reply = self.deliver(dequeued, caller);
-                waiter.answer(Ok(reply.as_bytes()));
-            }
-            Err(errno) => waiter.answer(Err(errno)),
-        }
+    fn finish(&self, dequeuer: Dequeuer, outcome: Result<Dequeued, Errno>) {
+        let reply = outcome.and_then(|dequeued| {
+            let reply = self.deliver(dequeued, dequeuer.caller.as_ref());
+            self.store_planes(&reply, &dequeuer.asked.head, dequeuer.who)?;
+            Ok(reply.to_head())
+        });
+        dequeuer.answer(reply);
     }
 
     /// Copies the frame. Where it cannot be delivered, because the client's memory has gone since QBUF, the buffer is
     /// flagged as the API flags damaged data: a driver would have written pages that nobody can see any more.
-    fn deliver(&self, dequeued: Dequeued, caller: Option<&BlockedThread>) -> V4l2Buffer {
+    fn deliver(&self, dequeued: Dequeued, caller: Option<&BlockedThread>) -> PlanarBuffer {
         let Dequeued { mut reply, bytes } = dequeued;
-        let Some((delivery, buffer, client)) = bytes else {
-            tracing::error!(device = %self.device.path().display(), index = reply.index, "the driver gave back a buffer that it did not have");
-            reply.flags |= buf_flag::ERROR;
-            return reply;
-        };
-        let access = buffer.read_access();
-        let written = client.write(
-            access.mapping(),
-            delivery.bytes as usize,
-            delivery.claim.client_addr,
-            caller,
-        );
-        drop(access);
-        if let Err(fault) = written {
-            tracing::debug!(
-                device = %self.device.path().display(), pid = %client.process(), index = reply.index, %fault,
-                "a frame could not be delivered to the client; the buffer is flagged as damaged"
-            );
-            reply.flags |= buf_flag::ERROR;
+        match bytes {
+            Bytes::None => {}
+            Bytes::Unknown => {
+                tracing::error!(
+                    device = %self.device.path().display(), index = reply.head.index,
+                    "the driver gave back a buffer that it did not have"
+                );
+                reply.head.flags |= buf_flag::ERROR;
+            }
+            Bytes::Bounced(deliveries, planes, client) => {
+                for (delivery, plane) in deliveries.iter().zip(planes.iter()) {
+                    let access = plane.access();
+                    let (len, client_addr) = (delivery.bytes as usize, delivery.claim.client_addr);
+                    let written = client.write(access.mapping(), len, client_addr, caller);
+                    drop(access);
+                    if let Err(fault) = written {
+                        tracing::debug!(
+                            device = %self.device.path().display(), pid = %client.process(),
+                            index = reply.head.index, %fault,
+                            "a frame could not be delivered to the client; the buffer is flagged as damaged"
+                        );
+                        reply.head.flags |= buf_flag::ERROR;
+                    }
+                }
+            }
         }
         reply
     }
 
-    /// Serves the sleeping DQBUF if the device has an answer. Was there one?
-    pub(super) fn advance_dequeuer(&self) -> bool {
+    /// Serves the DQBUF that sleeps on the queue of `buf_type` if the device has an answer. Was there one?
+    pub(super) fn advance_dequeuer(&self, buf_type: u32) -> bool {
         let mut state = self.lock();
-        let Some(dequeuer) = state.dequeuer.take() else {
+        let queue = state.queues.of_mut(buf_type);
+        let Some(dequeuer) = queue.dequeuer.take() else {
             return false;
         };
-        state.queue.set_waiting(false);
-        let argument = V4l2Buffer {
-            buf_type: state.queue.buf_type(),
-            ..V4l2Buffer::default()
-        };
-        match self.try_dequeue(&mut state, &argument) {
+        queue.core.set_waiting(false);
+        match self.try_dequeue(&mut state, &dequeuer.asked) {
             Err(Errno::EAGAIN) => {
-                state.queue.set_waiting(true);
-                state.dequeuer = Some(dequeuer);
+                let queue = state.queues.of_mut(buf_type);
+                queue.core.set_waiting(true);
+                queue.dequeuer = Some(dequeuer);
             }
             outcome => {
                 drop(state);
-                self.finish(dequeuer.waiter, dequeuer.caller.as_ref(), outcome);
+                self.finish(dequeuer, outcome);
             }
         }
         true
@@ -140,9 +194,15 @@ impl Session {
 
     fn interrupt_dequeuer(&self, id: u64) {
         let mut state = self.lock();
-        if let Some(dequeuer) = state.dequeuer.take_if(|dequeuer| dequeuer.waiter.id() == id) {
-            state.queue.set_waiting(false);
-            drop(state);
+        let mut found = None;
+        for queue in state.queues.each_mut() {
+            if let Some(dequeuer) = queue.dequeuer.take_if(|dequeuer| dequeuer.waiter.id() == id) {
+                queue.core.set_waiting(false);
+                found = Some(dequeuer);
+            }
+        }
+        drop(state);
+        if let Some(dequeuer) = found {
             dequeuer.waiter.restart();
         }
     }

@@ -11,49 +11,49 @@ mod buffers;
 mod dequeue;
 mod device;
 mod events;
+mod imports;
+mod planes;
 mod poll;
+mod queues;
 mod read;
+mod retry;
+mod write;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::ClientAbi;
-use vidcompat_proto::abi::v4l2::{V4l2Buffer, V4l2CreateBuffers, V4l2RequestBuffers};
+use vidcompat_proto::abi::v4l2::{V4l2Buffer, buf_type};
 use vidcompat_proto::ioctl::{Policy, QueueOp, Row};
-use vidcompat_proto::queue::Queue;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::backend::v4l2::RealNode;
 use crate::backend::{Readiness, Wanted, Watch};
-use crate::client::{BlockedThread, CallShape, Client, Clients, FileFlags, is_admin};
-use crate::memory::BounceBuffer;
+use crate::client::{BlockedThread, CallShape, Clients, FileFlags, is_admin};
 
+use dequeue::Dequeuer;
 use events::EventQueue;
 use poll::PollWait;
+use queues::Queues;
 use read::FrameReader;
+use write::FrameWriter;
 
 pub use device::{Device, DeviceOptions};
 
-/// Somebody whose call may have to wait.
-pub trait Waiter: Send {
+/// Somebody whose call may have to wait, for bytes or for a count of bytes.
+pub trait Waiter<T: ?Sized = [u8]>: Send {
     /// Tells this waiter from others, as long as it waits.
     fn id(&self) -> u64;
     /// From now on `wake` is called if the call is to end early. `false`: it is to end now.
     fn sleep(&mut self, wake: Box<dyn FnOnce() + Send>) -> bool;
-    /// The call returns: the bytes that go back, or an errno.
-    fn answer(self: Box<Self>, outcome: Result<&[u8], Errno>);
+    /// The call returns: what goes back, or an errno.
+    fn answer(self: Box<Self>, outcome: Result<&T, Errno>);
     /// The call ends early, as `-ERESTARTSYS` ends it in a driver.
     fn restart(self: Box<Self>);
 }
 
 /// A waiter on its own: nobody else answers it.
-pub type BoxedWaiter = Box<dyn Waiter>;
-
-/// One that sleeps in DQBUF, and the thread of its client that is blocked in it, where we can name that.
-struct Dequeuer {
-    waiter: BoxedWaiter,
-    caller: Option<BlockedThread>,
-}
+pub type BoxedWaiter<T = [u8]> = Box<dyn Waiter<T>>;
 
 /// Who makes a call that never waits: enough to find what its pointers point to.
 #[derive(Clone, Copy, Debug)]
@@ -73,21 +73,25 @@ pub struct Blocking {
     pub call: CallShape,
 }
 
-/// Index by index: the memory that stands behind the client's buffer, and who queued it last.
-#[derive(Debug, Default)]
-struct Slot {
-    buffer: Option<Arc<BounceBuffer>>,
-    client: Option<Arc<Client>>,
+impl Blocking {
+    fn requester(self) -> Requester {
+        let abi = if self.call.compat {
+            ClientAbi::COMPAT
+        } else {
+            ClientAbi::Native
+        };
+        Requester { tid: self.tid, abi }
+    }
 }
 
 #[derive(Default)]
 struct State {
-    queue: Queue,
-    slots: Vec<Slot>,
-    /// The one that sleeps in DQBUF; vb2 allows no second.
-    dequeuer: Option<Dequeuer>,
+    queues: Queues,
     events: EventQueue,
     frames: FrameReader,
+    writer: FrameWriter,
+    /// Somebody who reads or writes is served by the clock.
+    retrying: bool,
     poll: Option<PollWait>,
     /// No further call may wait: the node is going away.
     ending: bool,
@@ -159,23 +163,24 @@ impl Session {
 
     /// The node goes away: whoever waits is answered as when a device is unplugged.
     pub fn shut_down(&self) {
-        let waiters = {
+        let (waiters, writers) = {
             let mut state = self.lock();
             state.ending = true;
             if let Some(poll) = state.poll.take() {
                 poll.notify();
             }
-            state.queue.set_waiting(false);
-            let mut waiters: Vec<_> = state
-                .dequeuer
-                .take()
-                .map(|dequeuer| dequeuer.waiter)
-                .into_iter()
-                .collect();
+            let mut waiters = Vec::new();
+            for queue in state.queues.each_mut() {
+                queue.core.set_waiting(false);
+                waiters.extend(queue.dequeuer.take().map(Dequeuer::into_waiter));
+            }
             waiters.extend(state.events.drain());
             waiters.extend(state.frames.drain());
-            waiters
+            (waiters, state.writer.drain())
         };
+        for writer in writers {
+            writer.answer(Err(Errno::ENODEV));
+        }
         for waiter in waiters {
             waiter.answer(Err(Errno::ENODEV));
         }
@@ -202,7 +207,7 @@ impl Session {
     }
 
     /// Lets `waiter` sleep, until `interrupt` is called with its id. `false`: it is to end at once.
-    fn sleep(self: &Arc<Self>, waiter: &mut BoxedWaiter, interrupt: fn(&Session, u64)) -> bool {
+    fn sleep<T: ?Sized>(self: &Arc<Self>, waiter: &mut BoxedWaiter<T>, interrupt: fn(&Session, u64)) -> bool {
         let (weak, id) = (Arc::downgrade(self), waiter.id());
         waiter.sleep(Box::new(move || {
             if let Some(session) = weak.upgrade() {
@@ -224,27 +229,33 @@ impl Session {
             Policy::Privileged if is_admin(who.tid) => self.node.ioctl(row, argument),
             Policy::Privileged => Err(Errno::EPERM),
             Policy::Refuse(errno) => Err(errno),
-            Policy::Queue(op) => self.queue_ioctl(op, argument, who.tid).map(|()| 0),
+            Policy::Queue(op) => self.queue_ioctl(op, argument, who).map(|()| 0),
             // These wait: `dequeue` and `dequeue_event`.
             Policy::Dqevent => Err(Errno::ENOTTY),
         }
     }
 
-    fn queue_ioctl(&self, op: QueueOp, argument: &mut [u8], tid: u32) -> Result<(), Errno> {
+    fn queue_ioctl(&self, op: QueueOp, argument: &mut [u8], who: Requester) -> Result<(), Errno> {
         match op {
-            QueueOp::Reqbufs => with(argument, |request: &mut V4l2RequestBuffers| {
-                self.reqbufs(request, tid)
-            }),
-            QueueOp::CreateBufs => with(argument, |request: &mut V4l2CreateBuffers| {
-                self.create_bufs(request, tid)
-            }),
-            QueueOp::Querybuf => with(argument, |buffer: &mut V4l2Buffer| self.querybuf(buffer)),
-            QueueOp::Qbuf | QueueOp::PrepareBuf => {
-                with(argument, |buffer: &mut V4l2Buffer| self.give(op, buffer, tid))
+            QueueOp::Reqbufs => with(argument, |request| self.reqbufs(request, who.tid)),
+            QueueOp::CreateBufs => with(argument, |request| self.create_bufs(request, who.tid)),
+            QueueOp::RemoveBufs => with(argument, |request| self.remove_bufs(request)),
+            QueueOp::Querybuf | QueueOp::Qbuf | QueueOp::PrepareBuf => {
+                with(argument, |head: &mut V4l2Buffer| {
+                    let asked = self.fetch_planes(*head, who)?;
+                    let reply = match op {
+                        QueueOp::Querybuf => self.querybuf(&asked),
+                        _ => self.give(op, &asked, who),
+                    }?;
+                    self.store_planes(&reply, head, who)?;
+                    *head = reply.to_head();
+                    Ok(())
+                })
             }
             QueueOp::Streamon | QueueOp::Streamoff => {
                 with(argument, |buf_type: &mut u32| self.stream(op, *buf_type))
             }
+            // This waits: `dequeue`.
             QueueOp::Dqbuf => Err(Errno::ENOTTY),
         }
     }
@@ -266,9 +277,11 @@ impl Session {
     /// Something has changed in the device: serve whoever waits for it.
     fn on_ready(&self, what: Readiness) {
         let served = [
-            self.advance_dequeuer(),
+            self.advance_dequeuer(buf_type::VIDEO_CAPTURE),
+            self.advance_dequeuer(buf_type::VIDEO_OUTPUT),
             self.advance_events(),
             self.advance_readers(),
+            self.advance_writers(),
             self.advance_poll(what),
         ];
         // While somebody is served at each turn the registration stays, which spares two epoll_ctl a frame.
@@ -309,7 +322,8 @@ impl State {
     fn wanted(&self) -> Wanted {
         let poll = self.poll.as_ref().map(PollWait::wanted).unwrap_or_default();
         Wanted {
-            input: poll.input || self.dequeuer.is_some() || !self.frames.is_idle(),
+            input: poll.input || self.queues.capture.dequeuer.is_some() || !self.frames.is_idle(),
+            output: poll.output || self.queues.output.dequeuer.is_some() || !self.writer.is_idle(),
             priority: poll.priority || !self.events.is_empty(),
         }
     }

@@ -19,6 +19,7 @@ impl PollWait {
     pub(super) fn wanted(&self) -> Wanted {
         Wanted {
             input: self.events.intersects(PollFlags::POLLIN | PollFlags::POLLRDNORM),
+            output: self.events.intersects(PollFlags::POLLOUT | PollFlags::POLLWRNORM),
             // Also for those who did not ask for it: this is how an unplugged device is noticed.
             priority: true,
         }

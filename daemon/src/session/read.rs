@@ -2,19 +2,20 @@
 //!
 //! CUSE cuts a read(2) into pieces and does not say how long it is. A driver's read(2) ends at the end of a frame,
 //! so a frame is fetched whole and handed out piece by piece, and a piece that continues a call never begins the next
-//! frame.
+//! frame. A node without a capture queue (a radio's RDS blocks) has no frames: there each piece goes to the driver as
+//! it is.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use vidcompat_proto::Errno;
-use vidcompat_proto::abi::v4l2::buf_type;
+use vidcompat_proto::abi::format::capture_types;
 
 use super::{BoxedWaiter, Session, State};
 use crate::memory::Charge;
 
 /// Room for a frame where the format does not tell its size.
-const UNKNOWN_FRAME: usize = 1 << 20;
+const UNKNOWN_FRAME: u64 = 1 << 20;
 /// More than this is asked of a driver, so that a frame of the told size always comes short.
 const BEYOND: usize = 4096;
 
@@ -77,7 +78,13 @@ impl Session {
         mut waiter: BoxedWaiter,
     ) {
         let mut state = self.lock();
-        match self.try_read(&mut state, offset, size, tid) {
+        let first = if self.reads_frames() && !state.frames.is_idle() {
+            // vb2 lets nobody in while another one sleeps (videobuf2-core.c, __vb2_perform_fileio).
+            Err(Errno::EBUSY)
+        } else {
+            self.try_read(&mut state, offset, size, tid)
+        };
+        match first {
             Err(Errno::EAGAIN) if !nonblocking && !state.ending => {
                 if !self.sleep(&mut waiter, Session::interrupt_reader) {
                     drop(state);
@@ -85,6 +92,9 @@ impl Session {
                 }
                 state.frames.waiting.push_back(Sleeper { size, tid, waiter });
                 self.watch_for(&state);
+                if !self.reads_frames() {
+                    self.retry_later(&mut state);
+                }
                 drop(state);
                 self.advance_readers();
             }
@@ -95,7 +105,16 @@ impl Session {
         }
     }
 
+    fn reads_frames(&self) -> bool {
+        capture_types(self.device.device_caps(&self.node))
+            .next()
+            .is_some()
+    }
+
     fn try_read(&self, state: &mut State, offset: u64, size: usize, tid: u32) -> Result<Vec<u8>, Errno> {
+        if !self.reads_frames() {
+            return self.read_stream(offset, size);
+        }
         if state.frames.rest().is_empty() {
             if offset > 0 {
                 return Ok(Vec::new());
@@ -105,12 +124,26 @@ impl Session {
         Ok(state.frames.take(size))
     }
 
+    fn read_stream(&self, offset: u64, size: usize) -> Result<Vec<u8>, Errno> {
+        let mut bytes = vec![0; size];
+        match self.node.read(&mut bytes).map_err(errno) {
+            Ok(filled) => {
+                bytes.truncate(filled);
+                Ok(bytes)
+            }
+            // The call has got something already, which is its result.
+            Err(Errno::EAGAIN) if offset > 0 => Ok(Vec::new()),
+            Err(errno) => Err(errno),
+        }
+    }
+
     fn fetch_frame(&self, state: &mut State, size: usize, tid: u32) -> Result<(), Errno> {
-        let told = self
-            .node
-            .sizeimage(buf_type::VIDEO_CAPTURE)
-            .map_or(UNKNOWN_FRAME, |told| told as usize);
-        let room = told.max(size) + BEYOND;
+        // Of a node for raw and sliced VBI the file may be in either mode.
+        let told = capture_types(self.device.device_caps(&self.node))
+            .filter_map(|buf_type| self.node.frame_size(buf_type))
+            .max();
+        let told = usize::try_from(told.unwrap_or(UNKNOWN_FRAME)).map_err(|_| Errno::ENOMEM)?;
+        let room = told.max(size).checked_add(BEYOND).ok_or(Errno::ENOMEM)?;
         let kept = state
             .frames
             .frame
@@ -137,8 +170,7 @@ impl Session {
             }
         };
         (frame.filled, frame.taken) = (0, 0);
-        let got = self.node.read(&mut frame.bytes);
-        let got = got.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)));
+        let got = self.node.read(&mut frame.bytes).map_err(errno);
         // On every error but this one nobody is reading, and the memory goes.
         if let Ok(filled) = got {
             frame.filled = filled;
@@ -184,13 +216,9 @@ impl Session {
             sleeper.waiter.restart();
         }
     }
+}
 
-    /// write(2): the driver's word. A capture node says EINVAL.
-    ///
-    /// # Errors
-    /// What the driver says.
-    pub fn write(&self, bytes: &[u8]) -> Result<usize, Errno> {
-        let written = self.node.write(bytes);
-        written.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
-    }
+/// What the driver said.
+pub(super) fn errno(error: std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }

@@ -1,4 +1,4 @@
-//! A shared mapping that this process can read while others write it.
+//! A shared mapping of memory that others, devices among them, use at the same time.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -8,38 +8,45 @@ use std::ptr::NonNull;
 use nix::libc::c_void;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
+use super::CpuUse;
+
 /// `len` bytes of an object, mapped shared. Devices and other processes may change them at any time, so no Rust
 /// reference to the bytes is ever made.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<c_void>,
     len: NonZeroUsize,
+    writable: bool,
 }
 
-// SAFETY: the mapping is plain address space that belongs to no thread; it is only read through system calls.
+// SAFETY: the mapping is plain address space that belongs to no thread; it is used through system calls only.
 unsafe impl Send for Mapping {}
 // SAFETY: as above; no method hands out a reference to the bytes.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `len` bytes of `object` from `offset`, readable.
+    /// Maps `len` bytes of `object` from `offset`, for system calls of ours that use them as `cpu` says.
     ///
     /// # Errors
     /// What mmap says; `EINVAL` for an empty range.
-    pub fn readable(object: impl AsFd, offset: i64, len: usize) -> io::Result<Self> {
+    pub fn shared(object: impl AsFd, offset: i64, len: usize, cpu: CpuUse) -> io::Result<Self> {
         let len = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
+        let protection = match cpu {
+            CpuUse::Read => ProtFlags::PROT_READ,
+            CpuUse::Write => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+        };
         // SAFETY: the kernel picks a fresh address, so no mapping that something else relies on is replaced.
-        let start = unsafe {
-            mmap(
-                None,
-                len,
-                ProtFlags::PROT_READ,
-                MapFlags::MAP_SHARED,
-                object,
-                offset,
-            )
-        }?;
-        Ok(Self { start, len })
+        let start = unsafe { mmap(None, len, protection, MapFlags::MAP_SHARED, object, offset) }?;
+        Ok(Self {
+            start,
+            len,
+            writable: cpu == CpuUse::Write,
+        })
+    }
+
+    /// May system calls of ours write to it?
+    pub fn is_writable(&self) -> bool {
+        self.writable
     }
 
     /// Bytes mapped; never 0.
@@ -55,7 +62,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the range was mapped by `readable` and nothing else knows its address.
+        // SAFETY: the range was mapped by `shared` and nothing else knows its address.
         if let Err(error) = unsafe { munmap(self.start, self.len.get()) } {
             tracing::error!(%error, "a buffer's mapping could not be released");
         }

@@ -5,16 +5,18 @@
 
 mod dma_buf;
 mod map;
+mod planes;
 mod process;
 mod procmap;
 mod readiness;
 mod v4l2;
 
-pub use dma_buf::{sync_end, sync_start};
+pub use dma_buf::{CpuUse, sync_end, sync_start};
 pub use map::Mapping;
+pub use planes::buffer_ioctl;
 pub use process::{
-    MemoryFault, RemoteMemory, pidfd_open_thread, read_byte, read_bytes, write_bytes, write_from,
+    MemoryFault, RemoteMemory, pidfd_open_thread, read_byte, read_bytes, read_into, write_bytes, write_from,
 };
 pub use procmap::{Vma, query_vma};
-pub use readiness::{SharedFile, register};
+pub use readiness::{Watched, register};
 pub use v4l2::{ioctl, poll};

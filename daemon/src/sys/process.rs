@@ -73,6 +73,42 @@ pub fn write_from(source: &Mapping, len: usize, pid: Pid, client_addr: u64) -> R
     Ok(())
 }
 
+/// Copies `len` bytes from `client_addr` in the process (or thread) `pid` to the start of `target`: one copy, straight
+/// into the mapping (`process_vm_readv(2)`).
+///
+/// # Errors
+/// As [`write_from`]; a part may have been copied. [`MemoryFault::Fault`] also for a mapping that is not writable.
+pub fn read_into(target: &Mapping, len: usize, pid: Pid, client_addr: u64) -> Result<(), MemoryFault> {
+    let remote_base = usize::try_from(client_addr).map_err(|_| MemoryFault::Fault)?;
+    if len > target.size() || !target.is_writable() || is_ours(pid) {
+        return Err(MemoryFault::Fault);
+    }
+    let mut done = 0;
+    while done < len {
+        let local = libc::iovec {
+            iov_base: target.host_ptr().wrapping_byte_add(done),
+            iov_len: len - done,
+        };
+        let remote = libc::iovec {
+            iov_base: std::ptr::without_provenance_mut(remote_base.wrapping_add(done)),
+            iov_len: len - done,
+        };
+        // SAFETY: `local` lies within `target`, which stays mapped while it is borrowed, was mapped writable, and of
+        // whose bytes no Rust reference exists; `remote` is an address of another process, checked by the kernel.
+        let got =
+            unsafe { libc::process_vm_readv(pid.as_raw(), &raw const local, 1, &raw const remote, 1, 0) };
+        match usize::try_from(got) {
+            Ok(0) => return Err(MemoryFault::Fault),
+            Ok(count) => done += count,
+            Err(_) => match Errno::last() {
+                Errno::EINTR => {}
+                errno => return Err(errno.into()),
+            },
+        }
+    }
+    Ok(())
+}
+
 /// Is `tid` a thread of this process? Signal 0 asks and sends nothing.
 fn is_ours(tid: Pid) -> bool {
     // SAFETY: the call takes three numbers and touches no memory.
@@ -131,6 +167,37 @@ impl RemoteMemory {
             // only reads it, and writes to an address space that is not this process's.
             let wrote = unsafe { libc::pwrite(self.file.as_raw_fd(), from, len - done, at) };
             match usize::try_from(wrote) {
+                Ok(0) => return Err(MemoryFault::Gone),
+                Ok(count) => done += count,
+                Err(_) => match Errno::last() {
+                    Errno::EINTR => {}
+                    errno => return Err(errno.into()),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies `len` bytes from `client_addr` to the start of `target`: two copies, whatever the process does meanwhile.
+    ///
+    /// # Errors
+    /// As [`RemoteMemory::write`], and as [`read_into`].
+    pub fn read(&self, target: &Mapping, len: usize, client_addr: u64) -> Result<(), MemoryFault> {
+        let offset = libc::off_t::try_from(client_addr).map_err(|_| MemoryFault::Fault)?;
+        if len > target.size() || !target.is_writable() || self.ours {
+            return Err(MemoryFault::Fault);
+        }
+        let mut done: usize = 0;
+        while done < len {
+            let at = libc::off_t::try_from(done)
+                .ok()
+                .and_then(|done| offset.checked_add(done));
+            let at = at.ok_or(MemoryFault::Fault)?;
+            let to = target.host_ptr().wrapping_byte_add(done);
+            // SAFETY: `to` and the length lie within `target`, which stays mapped while it is borrowed, was mapped
+            // writable, and of whose bytes no Rust reference exists.
+            let got = unsafe { libc::pread(self.file.as_raw_fd(), to, len - done, at) };
+            match usize::try_from(got) {
                 Ok(0) => return Err(MemoryFault::Gone),
                 Ok(count) => done += count,
                 Err(_) => match Errno::last() {
@@ -219,8 +286,8 @@ pub fn pidfd_open_thread(tid: Pid) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use super::{MemoryFault, RemoteMemory, read_byte, read_bytes, write_bytes, write_from};
-    use crate::sys::Mapping;
+    use super::{MemoryFault, RemoteMemory, read_byte, read_bytes, read_into, write_bytes, write_from};
+    use crate::sys::{CpuUse, Mapping};
     use nix::sys::memfd::{MFdFlags, memfd_create};
     use nix::unistd::Pid;
     use std::fs::File;
@@ -230,7 +297,7 @@ mod tests {
     fn mapped(bytes: &[u8]) -> Mapping {
         let mut file = File::from(memfd_create(c"test", MFdFlags::empty()).expect("a memfd"));
         file.write_all(bytes).expect("room in memory");
-        Mapping::readable(&file, 0, bytes.len()).expect("a mapping")
+        Mapping::shared(&file, 0, bytes.len(), CpuUse::Read).expect("a mapping")
     }
 
     /// Another process, and the start of its stack, which nobody reads while it sleeps.
@@ -292,6 +359,39 @@ mod tests {
         drop(sleeper);
         assert!(!mem.is_alive());
         assert_eq!(mem.write(&source, 10, 4096), Err(MemoryFault::Gone));
+    }
+
+    #[test]
+    fn bytes_come_from_an_unaligned_address_by_both_ways_and_only_into_what_is_writable() {
+        let sleeper = Sleeper::new();
+        let source = mapped(&[5; 3_000]);
+        write_from(&source, 3_000, sleeper.pid(), sleeper.1 + 7).expect("its stack");
+        assert_eq!(
+            read_into(&source, 10, sleeper.pid(), sleeper.1),
+            Err(MemoryFault::Fault)
+        );
+        let file = File::from(memfd_create(c"test", MFdFlags::empty()).expect("a memfd"));
+        file.set_len(4_000).expect("room in memory");
+        let target = Mapping::shared(&file, 0, 4_000, CpuUse::Write).expect("a mapping");
+        let bytes = |len: usize| {
+            let mut bytes = vec![0; len];
+            std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).expect("its bytes");
+            bytes
+        };
+        read_into(&target, 3_001, sleeper.pid(), sleeper.1 + 7).expect("its stack");
+        assert_eq!(bytes(3_000), vec![5; 3_000]);
+        assert_eq!(bytes(3_001)[3_000], 0);
+        file.set_len(0)
+            .and_then(|()| file.set_len(4_000))
+            .expect("zeroes");
+        let mem = RemoteMemory::open(sleeper.pid()).expect("our child");
+        mem.read(&target, 3_001, sleeper.1 + 7).expect("its stack");
+        assert_eq!(bytes(3_000), vec![5; 3_000]);
+        assert_eq!(read_into(&target, 10, sleeper.pid(), 8), Err(MemoryFault::Fault));
+        assert_eq!(
+            read_into(&target, 4_001, sleeper.pid(), sleeper.1),
+            Err(MemoryFault::Fault)
+        );
     }
 
     #[test]

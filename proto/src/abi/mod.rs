@@ -1,5 +1,7 @@
 //! Kernel structs as bytes: explicit padding, no pointers, safe to read from any memory.
 
+pub mod compat;
+pub mod format;
 pub mod v4l2;
 
 /// Whose layout the structs of a client have.

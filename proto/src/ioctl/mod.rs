@@ -3,11 +3,13 @@
 //! A command that has no row is answered `ENOTTY` and nothing of it reaches a device, so a struct whose pointers
 //! we do not know can never make the kernel follow a client's pointer inside the daemon.
 
+mod compat;
 mod v4l2;
 
 use crate::Errno;
 use crate::ioc::{Command, Direction};
 
+pub use compat::lookup_compat;
 pub use v4l2::ROWS as V4L2;
 
 /// What becomes of an ioctl.
@@ -44,6 +46,8 @@ pub enum QueueOp {
     CreateBufs,
     /// `VIDIOC_PREPARE_BUF`
     PrepareBuf,
+    /// `VIDIOC_REMOVE_BUFS`
+    RemoveBufs,
 }
 
 /// Bytes of a struct that hold a client's pointer (or count what it points to).
@@ -171,6 +175,7 @@ pub fn queue_row(op: QueueOp) -> &'static Row {
         QueueOp::Streamoff => 19,
         QueueOp::CreateBufs => 92,
         QueueOp::PrepareBuf => 93,
+        QueueOp::RemoveBufs => 104,
     })
 }
 

@@ -1,8 +1,7 @@
 //! The V4L2 rows, in the order of `linux/videodev2.h`; sizes are those of the 64-bit structs.
 //!
 //! Left out on purpose until their nested arrays are translated: `G_EDID`, `S_EDID`, `G_EXT_CTRLS`,
-//! `S_EXT_CTRLS`, `TRY_EXT_CTRLS`; and `REMOVE_BUFS`, whose holes the queue core does not know yet (its
-//! capability bit is cleared accordingly).
+//! `S_EXT_CTRLS`, `TRY_EXT_CTRLS`.
 
 use super::Policy::{Dqevent, Pass, Privileged, Queue, Refuse};
 use super::{Pointer, QueueOp, Row, When};
@@ -151,4 +150,11 @@ pub const ROWS: &[Row] = &[
     Row::new("VIDIOC_ENUM_FREQ_BANDS", ReadWrite, 101, 64, Pass),
     Row::new("VIDIOC_DBG_G_CHIP_INFO", ReadWrite, 102, 200, Pass),
     Row::new("VIDIOC_QUERY_EXT_CTRL", ReadWrite, 103, 232, Pass),
+    Row::new(
+        "VIDIOC_REMOVE_BUFS",
+        ReadWrite,
+        104,
+        64,
+        Queue(QueueOp::RemoveBufs),
+    ),
 ];

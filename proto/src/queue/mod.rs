@@ -17,9 +17,12 @@
 
 mod buffer;
 
+use std::collections::BTreeMap;
+
 use crate::Errno;
 use crate::abi::v4l2::{
-    V4l2Buffer, V4l2CreateBuffers, V4l2RequestBuffers, buf_cap, buf_flag, buf_type, memory,
+    PlanarBuffer, V4l2Buffer, V4l2CreateBuffers, V4l2Plane, V4l2RemoveBuffers, V4l2RequestBuffers, buf_cap,
+    buf_flag, memory,
 };
 use buffer::{Buffer, State};
 
@@ -27,7 +30,7 @@ use buffer::{Buffer, State};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientKey(pub u64);
 
-/// A stretch of a client's memory.
+/// A stretch of a client's memory: a plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// Whose memory.
@@ -39,18 +42,29 @@ pub struct Claim {
 }
 
 /// What a QBUF or PREPARE_BUF needs next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
     /// This file has no buffers: the device knows why that is an error (another owner, file I/O, a wrong type).
     /// It gets the struct without pointer or fd.
     AskDevice,
     /// Look at the client's memory, then [`Queue::acquired`] or [`Queue::acquire_failed`].
-    Acquire(Claim),
-    /// The memory is known: give the buffer to the device.
-    Ready,
+    Acquire(Acquire),
+    /// The memory, plane by plane, is known: give the buffer to the device.
+    Ready(Vec<Claim>),
 }
 
-/// Where the bytes of a dequeued buffer belong.
+/// The memory that a QBUF or PREPARE_BUF brings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acquire {
+    /// That of all planes.
+    pub all: Vec<Claim>,
+    /// What of it is new and must be looked at, in this order.
+    pub new: Vec<Claim>,
+    /// If all of that is good: what a later plane says.
+    pub then: Result<(), Errno>,
+}
+
+/// Where the bytes of a plane of a dequeued buffer belong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delivery {
     /// The memory that was queued.
@@ -59,7 +73,7 @@ pub struct Delivery {
     pub bytes: u32,
 }
 
-/// The memory that stands behind a buffer on the device's side.
+/// The memory that stands behind a plane on the device's side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backing {
     /// A dma-buf: its fd in this process, its size in bytes.
@@ -69,15 +83,32 @@ pub enum Backing {
         /// bytes
         length: u32,
     },
-    /// The device's own buffer of the same index.
+    /// The plane of the device's own buffer of the same index.
     Mmap,
 }
 
-/// The queue of one open file.
+impl Backing {
+    /// `buffer` with our memory, plane by plane, in place of the client's: no pointer, fd or request of the client's is
+    /// left.
+    #[must_use]
+    pub fn give(backing: &[Self], buffer: &PlanarBuffer) -> PlanarBuffer {
+        let mut device = Queue::without_references(buffer);
+        for (plane, backing) in device.planes.iter_mut().zip(backing) {
+            (device.head.memory, plane.m, plane.length) = match backing {
+                Backing::DmaBuf { fd, length } => (memory::DMABUF, u64::from(fd.cast_unsigned()), *length),
+                Backing::Mmap => (memory::MMAP, 0, 0),
+            };
+        }
+        device
+    }
+}
+
+/// One queue of one open file: what it captures, or what it puts out.
 #[derive(Debug, Default)]
 pub struct Queue {
     buf_type: u32,
-    buffers: Vec<Buffer>,
+    /// Sparse where REMOVE_BUFS has made holes.
+    buffers: BTreeMap<u32, Buffer>,
     waiting: bool,
     streaming: bool,
 }
@@ -89,16 +120,22 @@ impl Queue {
         Self::default()
     }
 
-    /// Number of buffers.
+    /// Number of USERPTR buffers.
     #[must_use]
     pub fn len(&self) -> u32 {
         u32::try_from(self.buffers.len()).unwrap_or(u32::MAX)
     }
 
-    /// Has this file no buffers?
+    /// Has this file no USERPTR buffers?
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.buffers.is_empty()
+    }
+
+    /// Is there a USERPTR buffer with this index?
+    #[must_use]
+    pub fn has(&self, index: u32) -> bool {
+        self.buffers.contains_key(&index)
     }
 
     /// Has STREAMON succeeded since the last STREAMOFF?
@@ -115,24 +152,26 @@ impl Queue {
 
     /// Buffers that are with the device or wait in it, done.
     pub fn queued_buffers(&self) -> impl Iterator<Item = u32> + '_ {
-        (0..)
-            .zip(&self.buffers)
+        self.buffers
+            .iter()
             .filter(|(_, buffer)| buffer.state == State::Queued)
-            .map(|(index, _)| index)
+            .map(|(index, _)| *index)
     }
 
-    /// The clients whose memory is queued, one entry per buffer.
+    /// The clients' memory that buffers are bound to, one entry per plane.
     pub fn claims(&self) -> impl Iterator<Item = Claim> + '_ {
-        self.buffers.iter().filter_map(|buffer| buffer.claim())
+        self.buffers
+            .values()
+            .flat_map(|buffer| buffer.claims().unwrap_or_default())
     }
 
     /// `VIDIOC_REQBUFS`. `Ok`: ask the device, then [`Queue::freed`] and [`Queue::allocated`].
     ///
     /// # Errors
-    /// `EINVAL` for memory that we do not offer (CUSE can neither mmap nor export) and for a type that we do not
-    /// translate; `EBUSY` while a thread waits in DQBUF (videobuf2-core.c:872).
+    /// `EINVAL` for memory that we do not offer (CUSE can neither mmap nor export); `EBUSY` while a thread waits in
+    /// DQBUF (videobuf2-core.c:872).
     pub fn reqbufs(&self, request: &V4l2RequestBuffers) -> Result<(), Errno> {
-        Self::offered(request.memory, request.buf_type)?;
+        Self::offered(request.memory)?;
         if self.waiting && request.count > 0 && request.buf_type == self.buf_type {
             Err(Errno::EBUSY)
         } else {
@@ -145,7 +184,7 @@ impl Queue {
     /// # Errors
     /// As [`Queue::reqbufs`]; `EBUSY` only for the first buffers of the queue (videobuf2-core.c:1065).
     pub fn create_bufs(&self, request: &V4l2CreateBuffers) -> Result<(), Errno> {
-        Self::offered(request.memory, request.format.buf_type)?;
+        Self::offered(request.memory)?;
         if self.waiting && self.is_empty() && request.count > 0 && request.format.buf_type == self.buf_type {
             Err(Errno::EBUSY)
         } else {
@@ -153,8 +192,8 @@ impl Queue {
         }
     }
 
-    fn offered(wanted: u32, buf_type: u32) -> Result<(), Errno> {
-        if wanted == memory::USERPTR && buf_type::is_single_planar_capture(buf_type) {
+    fn offered(wanted: u32) -> Result<(), Errno> {
+        if matches!(wanted, memory::USERPTR | memory::DMABUF) {
             Ok(())
         } else {
             Err(Errno::EINVAL)
@@ -167,33 +206,48 @@ impl Queue {
         self.streaming = false;
     }
 
-    /// The device has made a buffer of `buf_type` at the end of the queue that needs `min_length` bytes.
-    pub fn allocated(&mut self, buf_type: u32, min_length: u32) {
+    /// The device has removed what `request` names.
+    pub fn removed(&mut self, request: &V4l2RemoveBuffers) {
+        let end = request.index.saturating_add(request.count);
+        self.buffers
+            .retain(|index, _| !(request.index..end).contains(index));
+    }
+
+    /// The device has made buffer `index` of `buf_type`, whose planes need `min_lengths` bytes. `capabilities` of the
+    /// queue (`V4L2_BUF_CAP_*`) say which flags it knows.
+    pub fn allocated(&mut self, index: u32, buf_type: u32, min_lengths: &[u32], capabilities: u32) {
         self.buf_type = buf_type;
-        self.buffers.push(Buffer::new(min_length));
+        let holds_capture = capabilities & buf_cap::M2M_HOLD_CAPTURE_BUF != 0;
+        self.buffers
+            .insert(index, Buffer::new(buf_type, min_lengths, holds_capture));
+    }
+
+    /// The device serves the client's own dma-bufs, of which the core knows nothing but the type.
+    pub fn serves_imports(&mut self, buf_type: u32) {
+        self.buf_type = buf_type;
     }
 
     /// `VIDIOC_QBUF` by `client`.
     ///
     /// # Errors
-    /// `EINVAL`: no such buffer, wrong type or memory, not dequeued, too short. `EBADR`: a request, which we do
-    /// not carry. `EOVERFLOW`: a range that wraps around.
-    pub fn qbuf(&mut self, buffer: &V4l2Buffer, client: ClientKey) -> Result<Next, Errno> {
+    /// `EINVAL`: no such buffer, wrong type or memory, too few planes, not dequeued, too short, a payload beyond the
+    /// plane. `EBADR`: a request, which we do not carry. `EOVERFLOW`: a range that wraps around.
+    pub fn qbuf(&mut self, buffer: &PlanarBuffer, client: ClientKey) -> Result<Next, Errno> {
         if self.is_empty() {
             return Ok(Next::AskDevice);
         }
         let entry = self.checked(buffer)?;
-        let wants_request = buffer.flags & buf_flag::REQUEST_FD != 0;
+        let wants_request = buffer.head.flags & buf_flag::REQUEST_FD != 0;
         if wants_request && entry.state != State::Dequeued {
             return Err(Errno::EINVAL);
         }
-        entry.fill(buffer.flags);
+        entry.fill(buffer)?;
         if wants_request {
             return Err(Errno::EBADR);
         }
         match entry.state {
             State::Queued => Err(Errno::EINVAL),
-            State::Dequeued if entry.prepared => Ok(Next::Ready),
+            State::Dequeued if entry.prepared => Ok(Next::Ready(entry.claims().unwrap_or_default())),
             State::Dequeued => entry.prepare(buffer, client),
         }
     }
@@ -202,49 +256,51 @@ impl Queue {
     ///
     /// # Errors
     /// As [`Queue::qbuf`], but a request is `EINVAL`, and so is a buffer that is prepared already.
-    pub fn prepare_buf(&mut self, buffer: &V4l2Buffer, client: ClientKey) -> Result<Next, Errno> {
+    pub fn prepare_buf(&mut self, buffer: &PlanarBuffer, client: ClientKey) -> Result<Next, Errno> {
         if self.is_empty() {
             return Ok(Next::AskDevice);
         }
-        if buffer.flags & buf_flag::REQUEST_FD != 0 {
+        if buffer.head.flags & buf_flag::REQUEST_FD != 0 {
             return Err(Errno::EINVAL);
         }
         let entry = self.checked(buffer)?;
-        entry.fill(buffer.flags);
+        entry.fill(buffer)?;
         if entry.state != State::Dequeued || entry.prepared {
             return Err(Errno::EINVAL);
         }
         entry.prepare(buffer, client)
     }
 
-    /// `vb2_get_buffer` and the checks of type and memory, in vb2's order.
-    fn checked(&mut self, buffer: &V4l2Buffer) -> Result<&mut Buffer, Errno> {
+    /// `vb2_get_buffer` and the checks of type, memory and planes, in vb2's order.
+    fn checked(&mut self, buffer: &PlanarBuffer) -> Result<&mut Buffer, Errno> {
+        let head = &buffer.head;
         let buf_type = self.buf_type;
-        let entry = self.buffers.get_mut(buffer.index as usize).ok_or(Errno::EINVAL)?;
-        if buffer.buf_type == buf_type && buffer.memory == memory::USERPTR {
-            Ok(entry)
-        } else {
-            Err(Errno::EINVAL)
+        let entry = self.buffers.get_mut(&head.index).ok_or(Errno::EINVAL)?;
+        if head.buf_type != buf_type || head.memory != memory::USERPTR {
+            return Err(Errno::EINVAL);
+        }
+        entry.verify_planes(buffer)?;
+        Ok(entry)
+    }
+
+    /// The client's memory is good: what [`Next::Acquire`] named now belongs to buffer `index`.
+    pub fn acquired(&mut self, index: u32, claims: &[Claim]) {
+        if let Some(entry) = self.buffers.get_mut(&index) {
+            entry.acquired(claims);
         }
     }
 
-    /// The client's memory is good: the claim of [`Next::Acquire`] now belongs to buffer `index`.
-    pub fn acquired(&mut self, index: u32, claim: Claim) {
-        if let Some(entry) = self.buffers.get_mut(index as usize) {
-            entry.acquired(claim);
-        }
-    }
-
-    /// The client's memory is no good; the call is answered with the errno that says why.
-    pub fn acquire_failed(&mut self, index: u32) {
-        if let Some(entry) = self.buffers.get_mut(index as usize) {
-            entry.acquire_failed();
+    /// The client's memory is no good, after `good` new planes that were; the call is answered with the errno that
+    /// says why.
+    pub fn acquire_failed(&mut self, index: u32, good: usize) {
+        if let Some(entry) = self.buffers.get_mut(&index) {
+            entry.acquire_failed(good);
         }
     }
 
     /// The device has taken buffer `index` by QBUF.
     pub fn queued(&mut self, index: u32) {
-        if let Some(entry) = self.buffers.get_mut(index as usize) {
+        if let Some(entry) = self.buffers.get_mut(&index) {
             entry.state = State::Queued;
             entry.prepared = true;
             entry.given();
@@ -253,7 +309,7 @@ impl Queue {
 
     /// The device has taken buffer `index` by PREPARE_BUF.
     pub fn prepared(&mut self, index: u32) {
-        if let Some(entry) = self.buffers.get_mut(index as usize) {
+        if let Some(entry) = self.buffers.get_mut(&index) {
             entry.prepared = true;
             entry.given();
         }
@@ -262,12 +318,12 @@ impl Queue {
     /// The device has refused buffer `index`. `flags` is what QUERYBUF says of it now: a driver that refuses to
     /// start streaming leaves the buffer prepared (videobuf2-core.c:1884), one that refuses the buffer does not.
     pub fn refused(&mut self, index: u32, flags: u32) {
-        if let Some(entry) = self.buffers.get_mut(index as usize) {
+        if let Some(entry) = self.buffers.get_mut(&index) {
             if flags & buf_flag::PREPARED != 0 {
                 entry.prepared = true;
                 entry.given();
             } else {
-                entry.acquire_failed();
+                entry.acquire_failed(usize::MAX);
             }
         }
     }
@@ -276,8 +332,8 @@ impl Queue {
     ///
     /// # Errors
     /// `EINVAL`: another type than the queue's. `EBUSY`: another thread waits already (videobuf2-core.c:2002).
-    pub fn dqbuf(&self, buffer: &V4l2Buffer) -> Result<(), Errno> {
-        if (self.waiting || !self.is_empty()) && buffer.buf_type != self.buf_type {
+    pub fn dqbuf(&self, buf_type: u32) -> Result<(), Errno> {
+        if (self.waiting || !self.is_empty()) && buf_type != self.buf_type {
             Err(Errno::EINVAL)
         } else if self.waiting {
             Err(Errno::EBUSY)
@@ -292,14 +348,14 @@ impl Queue {
     }
 
     /// The device has given back `buffer`. `None`: a buffer that was not with it, which no vb2 driver does.
-    pub fn dequeued(&mut self, buffer: &V4l2Buffer) -> Option<Delivery> {
-        let entry = self.buffers.get_mut(buffer.index as usize)?;
-        let claim = entry.claim().filter(|_| entry.state == State::Queued)?;
+    pub fn dequeued(&mut self, buffer: &PlanarBuffer) -> Option<Vec<Delivery>> {
+        let entry = self.buffers.get_mut(&buffer.head.index)?;
+        if entry.state != State::Queued {
+            return None;
+        }
+        let deliveries = entry.deliveries(buffer)?;
         entry.back();
-        Some(Delivery {
-            claim,
-            bytes: buffer.bytesused.min(claim.length),
-        })
+        Some(deliveries)
     }
 
     /// STREAMON has succeeded.
@@ -310,65 +366,73 @@ impl Queue {
     /// STREAMOFF has succeeded: every buffer is the client's again (videobuf2-core.c:2186).
     pub fn streamoff(&mut self) {
         self.streaming = false;
-        for entry in &mut self.buffers {
+        for entry in self.buffers.values_mut() {
             entry.back();
         }
     }
 
-    /// What the device gets for a client's QBUF or PREPARE_BUF: the client's struct, our memory, nothing of the
-    /// client's that the kernel would look up in this process.
+    /// What the device gets for a client's QBUF or PREPARE_BUF of a buffer of this file: the client's struct, our
+    /// memory plane by plane, nothing of the client's that the kernel would look up in this process.
     #[must_use]
-    pub fn for_device(buffer: &V4l2Buffer, backing: Backing) -> V4l2Buffer {
-        let (memory, m, length) = match backing {
-            Backing::DmaBuf { fd, length } => (memory::DMABUF, u64::from(fd.cast_unsigned()), length),
-            Backing::Mmap => (memory::MMAP, 0, 0),
-        };
-        V4l2Buffer {
-            memory,
-            m,
-            length,
-            ..Self::without_references(buffer)
+    pub fn for_device(&mut self, buffer: &PlanarBuffer, backing: &[Backing]) -> PlanarBuffer {
+        match self.buffers.get_mut(&buffer.head.index) {
+            Some(entry) => entry.for_device(buffer, backing),
+            None => Self::without_references(buffer),
         }
     }
 
     /// A client's struct without pointer, fd or request. A USERPTR queue has no cache hints either
     /// (`vb2_queue_allows_cache_hints`), whatever the device's MMAP queue would do with them.
     #[must_use]
-    pub fn without_references(buffer: &V4l2Buffer) -> V4l2Buffer {
+    pub fn without_references(buffer: &PlanarBuffer) -> PlanarBuffer {
         let dropped = buf_flag::REQUEST_FD | buf_flag::NO_CACHE_CLEAN | buf_flag::NO_CACHE_INVALIDATE;
-        V4l2Buffer {
-            m: 0,
-            request_fd: 0,
-            flags: buffer.flags & !dropped,
-            ..*buffer
+        PlanarBuffer {
+            head: V4l2Buffer {
+                m: 0,
+                request_fd: 0,
+                flags: buffer.head.flags & !dropped,
+                ..buffer.head
+            },
+            planes: buffer
+                .planes
+                .iter()
+                .map(|plane| V4l2Plane { m: 0, ..*plane })
+                .collect(),
         }
     }
 
-    /// The device's answer about a buffer of this file as the client must see it: its own pointer and length, and
-    /// nothing of how the device was served.
+    /// The device's answer to `asked` about a buffer of this file as the client must see it: its own pointers and
+    /// lengths, and nothing of how the device was served.
     #[must_use]
-    pub fn reply(&self, device: &V4l2Buffer) -> V4l2Buffer {
-        let mut reply = V4l2Buffer {
-            memory: memory::USERPTR,
-            m: 0,
-            flags: device.flags & !buf_flag::MAPPED,
-            request_fd: 0,
-            ..*device
+    pub fn reply(&self, device: &PlanarBuffer, asked: &PlanarBuffer) -> PlanarBuffer {
+        let mut reply = PlanarBuffer {
+            head: V4l2Buffer {
+                memory: memory::USERPTR,
+                m: asked.head.m,
+                flags: device.head.flags & !buf_flag::MAPPED,
+                request_fd: 0,
+                ..device.head
+            },
+            planes: Self::planes_of(device, asked),
         };
-        if let Some(entry) = self.buffers.get(device.index as usize) {
+        if let Some(entry) = self.buffers.get(&device.head.index) {
             entry.correct(&mut reply);
         }
         reply
     }
 
+    /// The planes that the device has described; where the client's array is longer, its own rest.
+    #[must_use]
+    pub fn planes_of(device: &PlanarBuffer, asked: &PlanarBuffer) -> Vec<V4l2Plane> {
+        let described = device.described();
+        let rest = asked.planes.iter().skip(described.len());
+        described.iter().chain(rest).copied().collect()
+    }
+
     /// The capabilities of a queue as we serve it: USERPTR always, of the rest only what a client can use here.
     #[must_use]
     pub fn capabilities(device: u32) -> u32 {
-        let not_ours = buf_cap::MMAP
-            | buf_cap::DMABUF
-            | buf_cap::REQUESTS
-            | buf_cap::MMAP_CACHE_HINTS
-            | buf_cap::REMOVE_BUFS;
+        let not_ours = buf_cap::MMAP | buf_cap::REQUESTS | buf_cap::MMAP_CACHE_HINTS;
         (device & !not_ours) | buf_cap::USERPTR
     }
 }

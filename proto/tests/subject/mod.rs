@@ -2,8 +2,10 @@
 //! no USERPTR. Synchronous, and otherwise as plain as the daemon's session ought to be.
 
 use vidcompat_proto::Errno;
-use vidcompat_proto::abi::v4l2::{V4l2Buffer, V4l2CreateBuffers, V4l2RequestBuffers, buf_flag, memory};
-use vidcompat_proto::queue::{Backing, Claim, ClientKey, Delivery, Next, Queue};
+use vidcompat_proto::abi::v4l2::{
+    PlanarBuffer, V4l2Buffer, V4l2CreateBuffers, V4l2RequestBuffers, buf_flag, memory,
+};
+use vidcompat_proto::queue::{Acquire, Backing, Claim, ClientKey, Delivery, Next, Queue};
 
 use crate::vb2_model::{FileId, UserMemory, Vb2Model};
 
@@ -34,7 +36,17 @@ impl Subject {
         self.core = Queue::new();
     }
 
+    /// Of a client's own dma-bufs the core knows nothing: the device serves them, and this one has USERPTR only.
+    fn no_imports(wanted: u32) -> Result<(), Errno> {
+        if wanted == memory::DMABUF {
+            Err(Errno::EINVAL)
+        } else {
+            Ok(())
+        }
+    }
+
     pub fn reqbufs(&mut self, arg: &mut V4l2RequestBuffers) -> Result<(), Errno> {
+        Self::no_imports(arg.memory)?;
         self.core.reqbufs(arg)?;
         let mut request = V4l2RequestBuffers {
             memory: self.backing,
@@ -59,6 +71,7 @@ impl Subject {
     }
 
     pub fn create_bufs(&mut self, arg: &mut V4l2CreateBuffers) -> Result<(), Errno> {
+        Self::no_imports(arg.memory)?;
         self.core.create_bufs(arg)?;
         let mut request = V4l2CreateBuffers {
             memory: self.backing,
@@ -91,7 +104,7 @@ impl Subject {
             self.device
                 .querybuf(&mut fresh)
                 .expect("a buffer that was just made");
-            self.core.allocated(buf_type, fresh.length);
+            self.core.allocated(index, buf_type, &[fresh.length], 0);
             match self.backing {
                 memory::DMABUF => {
                     let fd = i32::try_from(100 + index).expect("a small index");
@@ -109,7 +122,8 @@ impl Subject {
                     buf_type,
                     ..V4l2Buffer::default()
                 };
-                let mut tried = Queue::for_device(&fresh, self.backing_of(index));
+                let mut tried =
+                    Backing::give(&[self.backing_of(index)], &PlanarBuffer::single(fresh)).to_head();
                 self.device
                     .prepare_buf(OURS, &UserMemory::NONE, &mut tried)
                     .expect("a good import");
@@ -126,6 +140,11 @@ impl Subject {
         Backing::DmaBuf { fd, length }
     }
 
+    fn reply(&self, device: &V4l2Buffer, asked: &V4l2Buffer) -> V4l2Buffer {
+        let (device, asked) = (PlanarBuffer::single(*device), PlanarBuffer::single(*asked));
+        self.core.reply(&device, &asked).to_head()
+    }
+
     /// QUERYBUF of our own buffer `index`, if it exists.
     fn query_device(&self, index: u32) -> Option<V4l2Buffer> {
         let mut buffer = V4l2Buffer {
@@ -139,17 +158,19 @@ impl Subject {
     pub fn querybuf(&mut self, arg: &mut V4l2Buffer) -> Result<(), Errno> {
         let mut answer = *arg;
         self.device.querybuf(&mut answer)?;
-        *arg = self.core.reply(&answer);
+        *arg = self.reply(&answer, arg);
         Ok(())
     }
 
     pub fn qbuf(&mut self, user: &UserMemory<'_>, arg: &mut V4l2Buffer) -> Result<(), Errno> {
-        let next = self.core.qbuf(arg, ClientKey(user.mm))?;
+        let next = self.core.qbuf(&PlanarBuffer::single(*arg), ClientKey(user.mm))?;
         self.give(next, user, arg, false)
     }
 
     pub fn prepare_buf(&mut self, user: &UserMemory<'_>, arg: &mut V4l2Buffer) -> Result<(), Errno> {
-        let next = self.core.prepare_buf(arg, ClientKey(user.mm))?;
+        let next = self
+            .core
+            .prepare_buf(&PlanarBuffer::single(*arg), ClientKey(user.mm))?;
         self.give(next, user, arg, true)
     }
 
@@ -164,21 +185,31 @@ impl Subject {
         let index = arg.index;
         match next {
             Next::AskDevice => {
-                let mut bare = Queue::without_references(arg);
+                let mut bare = Queue::without_references(&PlanarBuffer::single(*arg)).to_head();
                 self.ask(&mut bare, is_prepare)?;
                 panic!("the device took a buffer of a file that has none");
             }
-            Next::Acquire(claim) => {
-                assert_eq!(claim.client, ClientKey(user.mm), "claim of another client");
-                if !(user.is_writable)(claim.client_addr, u64::from(claim.length)) {
-                    self.core.acquire_failed(index);
-                    return Err(Errno::EFAULT);
+            Next::Acquire(Acquire { all, new, then }) => {
+                for (good, claim) in new.iter().enumerate() {
+                    assert_eq!(claim.client, ClientKey(user.mm), "claim of another client");
+                    if !(user.is_writable)(claim.client_addr, u64::from(claim.length)) {
+                        self.core.acquire_failed(index, good);
+                        return Err(Errno::EFAULT);
+                    }
                 }
-                self.core.acquired(index, claim);
+                if let Err(errno) = then {
+                    self.core.acquire_failed(index, new.len());
+                    return Err(errno);
+                }
+                self.core.acquired(index, &all);
             }
-            Next::Ready => {}
+            Next::Ready(claims) => assert_eq!(claims.len(), 1, "memory of a prepared buffer"),
         }
-        let mut buffer = Queue::for_device(arg, self.backing_of(index));
+        let backing = [self.backing_of(index)];
+        let mut buffer = self
+            .core
+            .for_device(&PlanarBuffer::single(*arg), &backing)
+            .to_head();
         if let Err(errno) = self.ask(&mut buffer, is_prepare) {
             let flags = self.query_device(index).expect("our own buffer").flags;
             self.core.refused(index, flags);
@@ -189,7 +220,7 @@ impl Subject {
         } else {
             self.core.queued(index);
         }
-        *arg = self.core.reply(&buffer);
+        *arg = self.reply(&buffer, arg);
         Ok(())
     }
 
@@ -218,14 +249,17 @@ impl Subject {
     }
 
     pub fn dqbuf(&mut self, arg: &mut V4l2Buffer) -> Result<Delivery, Errno> {
-        self.core.dqbuf(arg)?;
+        self.core.dqbuf(arg.buf_type)?;
         let mut buffer = *arg;
         self.device.dqbuf(OURS, &mut buffer)?;
-        let delivery = self
+        let deliveries = self
             .core
-            .dequeued(&buffer)
+            .dequeued(&PlanarBuffer::single(buffer))
             .expect("the device dequeued a buffer that it did not have");
-        *arg = self.core.reply(&buffer);
+        let [delivery] = deliveries[..] else {
+            panic!("{deliveries:?} of one plane");
+        };
+        *arg = self.reply(&buffer, arg);
         Ok(delivery)
     }
 

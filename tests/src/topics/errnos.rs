@@ -235,11 +235,7 @@ fn capabilities() -> anyhow::Result<()> {
         video.create_bufs(&mut create)?;
         Ok((request.capabilities, create.capabilities))
     };
-    let away = buf_cap::MMAP
-        | buf_cap::DMABUF
-        | buf_cap::REQUESTS
-        | buf_cap::MMAP_CACHE_HINTS
-        | buf_cap::REMOVE_BUFS;
+    let away = buf_cap::MMAP | buf_cap::REQUESTS | buf_cap::MMAP_CACHE_HINTS;
     for number in [VMALLOC, crate::setup::CONTIG] {
         let native = ask(real(number), memory::MMAP)?;
         let served = ask(ours(number), memory::USERPTR)?;

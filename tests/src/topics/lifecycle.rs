@@ -263,8 +263,8 @@ fn refused(args: &[&str], words: &str) -> anyhow::Result<()> {
 
 fn no_device() -> anyhow::Result<()> {
     refused(&["--device", "/dev/video9"], "no such device")?;
-    refused(&["--device", "/dev/null"], "is no /dev/videoN node")?;
-    refused(&["--device", "/etc/passwd"], "is no /dev/videoN node")?;
+    refused(&["--device", "/dev/null"], "is no V4L2 node")?;
+    refused(&["--device", "/etc/passwd"], "is no V4L2 node")?;
     refused(&["--device", "/dev/v4l"], "no such device")?;
     // Something else under the name of a video node.
     let fake = Removed::at("/dev/video40");
@@ -278,7 +278,7 @@ fn no_device() -> anyhow::Result<()> {
     drop(fake);
     let file = Removed::at("/dev/video40");
     fs::write(&file.0, "")?;
-    refused(&["--device", "/dev/video40"], "is no /dev/videoN node")?;
+    refused(&["--device", "/dev/video40"], "is no V4L2 node")?;
     drop(file);
     let nobody = Removed::at("/dev/video40");
     mknod(
@@ -297,7 +297,7 @@ fn name_taken() -> anyhow::Result<()> {
         let mut first = start()?;
         refused(&["--device", DEVICE], "exists already")?;
         one_frame(ours(SPARE)).context("the first daemon after the second has failed")?;
-        refused(&["--device", &taken], "video0 to video63")?;
+        refused(&["--device", &taken], "0 to 63")?;
         end(&mut first, Signal::SIGTERM, "a second one was refused")?;
     }
     let file = Removed::at(&taken);

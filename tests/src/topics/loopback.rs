@@ -14,7 +14,8 @@ use vidcompat_proto::abi::v4l2::{V4l2Format, buf_type};
 use zerocopy::FromZeros;
 
 use crate::client::{Client, run};
-use crate::nodes::{containing, reload, serve};
+use crate::daemon;
+use crate::nodes::loopbacks;
 use crate::report::figure;
 use crate::setup::{Test, both_real};
 use crate::sys::ioctl;
@@ -68,13 +69,10 @@ fn numbers(bytes: &[u8]) -> anyhow::Result<Vec<usize>> {
     Ok(numbers)
 }
 
+/// The one that does not hide its capabilities.
 fn device() -> anyhow::Result<u32> {
-    // Neither side hides the other's capability.
-    reload(
-        "v4l2loopback",
-        &["devices=1", "exclusive_caps=0", "card_label=loopback"],
-    )?;
-    containing("loopback").or_else(|_| containing("Dummy"))
+    daemon::shared()?;
+    loopbacks()?.first().context("no v4l2loopback")?.number()
 }
 
 /// Writes numbered frames to the real node until told to stop.
@@ -127,7 +125,6 @@ fn capture_all(number: u32) -> anyhow::Result<()> {
         refused == Err(Errno::EINVAL),
         "the real node says {refused:?} to USERPTR: nothing to serve"
     );
-    let daemon = serve(&[number])?;
     let to = "/tmp/loopback-frames";
     let output = format!("--stream-to={to}");
     let (native, served) = (real(number).to_string(), ours(number).to_string());
@@ -159,13 +156,11 @@ fn capture_all(number: u32) -> anyhow::Result<()> {
         ));
     }
     fs::remove_file(to)?;
-    drop(daemon);
     Ok(())
 }
 
 fn produce() -> anyhow::Result<()> {
     let number = device()?;
-    let daemon = serve(&[number])?;
     let (from, to) = ("/tmp/loopback-input", "/tmp/loopback-frames");
     let input: Vec<u8> = (1..=200).flat_map(frame).collect();
     fs::write(from, input)?;
@@ -204,6 +199,5 @@ fn produce() -> anyhow::Result<()> {
         "v4l2loopback, user pointers of a producer: frames {numbers:?}"
     ));
     ensure!(numbers.len() == 20, "{numbers:?}");
-    drop(daemon);
     Ok(())
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 
 use crate::client::{run, run_any};
-use crate::nodes::{named, reload, serve};
+use crate::daemon;
+use crate::modules::reload;
+use crate::nodes::named;
 use crate::report::{equal, figure, same};
 use crate::setup::Test;
 use crate::video::{Node, ours, real};
@@ -90,8 +92,8 @@ fn says(lines: &[String], queue: &str, words: &str) -> bool {
 }
 
 fn convert(more: &[&str]) -> anyhow::Result<()> {
-    let number = named("vim2m")?;
-    let daemon = serve(&[number])?;
+    daemon::shared()?;
+    let number = named("vim2m")?.number()?;
     fs::write(INPUT, frames(12, 320 * 180 * 3))?;
     for (from, to, bytes) in [
         ("RGB3", "YUYV", 320 * 180 * 2),
@@ -111,7 +113,6 @@ fn convert(more: &[&str]) -> anyhow::Result<()> {
             "timestamps are not copied: {lines:?}"
         );
     }
-    drop(daemon);
     Ok(())
 }
 
@@ -126,8 +127,11 @@ fn codec(multi_planar: bool) -> anyhow::Result<()> {
 }
 
 fn encode_and_decode(planar: &str) -> anyhow::Result<()> {
-    let (encoder, decoder) = (named("stateful-encoder")?, named("stateful-decoder")?);
-    let daemon = serve(&[encoder, decoder])?;
+    daemon::shared()?;
+    let (encoder, decoder) = (
+        named("stateful-encoder")?.number()?,
+        named("stateful-decoder")?.number()?,
+    );
     let raw = frames(20, WIDTH * HEIGHT * 3 / 2);
     fs::write(INPUT, &raw)?;
     let (width, height) = (WIDTH.to_string(), HEIGHT.to_string());
@@ -176,13 +180,12 @@ fn encode_and_decode(planar: &str) -> anyhow::Result<()> {
             "what was decoded is not what was encoded: mean error {error}"
         );
     }
-    drop(daemon);
     Ok(())
 }
 
 fn v4l2_ctl() -> anyhow::Result<()> {
-    let (vim2m, encoder) = (named("vim2m")?, named("stateful-encoder")?);
-    let daemon = serve(&[vim2m, encoder])?;
+    daemon::shared()?;
+    let (vim2m, encoder) = (named("vim2m")?.number()?, named("stateful-encoder")?.number()?);
     fs::write(INPUT, frames(8, WIDTH * HEIGHT * 3))?;
     for (number, from, to) in [(vim2m, "RGB3", "YUYV"), (encoder, "YU12", "FWHT")] {
         let stream = |node: Node| -> anyhow::Result<Vec<String>> {
@@ -220,6 +223,5 @@ fn v4l2_ctl() -> anyhow::Result<()> {
         let lines = same(number, stream)?;
         figure(format!("v4l2-ctl {from} to {to}: {}", lines.join(", ")));
     }
-    drop(daemon);
     Ok(())
 }

@@ -17,27 +17,33 @@ mod read;
 mod readiness;
 mod signals;
 
-use crate::setup::Test;
+use crate::setup::{Set, Test};
 
-/// All tests in the order in which they run.
-pub fn all() -> Vec<(&'static str, Test)> {
-    [
-        capture::TESTS,
-        errnos::TESTS,
-        signals::TESTS,
-        random::TESTS,
-        read::TESTS,
-        memory::TESTS,
-        budget::TESTS,
-        injected::TESTS,
-        programs::TESTS,
-        programs::OUTPUT_TESTS,
-        m2m::TESTS,
-        loopback::TESTS,
-        readiness::TESTS,
-        kill_loop::TESTS,
-        lifecycle::TESTS,
-        kernel_log::TESTS,
-    ]
-    .concat()
+/// The tests for these devices, in the order in which they run.
+pub fn all(set: Set) -> Vec<(&'static str, Test)> {
+    let topics: &[&[(&'static str, Test)]] = match set {
+        Set::Cameras => &[
+            capture::TESTS,
+            errnos::TESTS,
+            signals::TESTS,
+            random::TESTS,
+            read::TESTS,
+            memory::TESTS,
+            budget::TESTS,
+            injected::TESTS,
+            programs::TESTS,
+            readiness::TESTS,
+            kill_loop::TESTS,
+            lifecycle::TESTS,
+            kernel_log::TESTS,
+        ],
+        Set::Kinds => &[kernel_log::TESTS],
+        Set::M2m => &[
+            m2m::TESTS,
+            programs::OUTPUT_TESTS,
+            loopback::TESTS,
+            kernel_log::TESTS,
+        ],
+    };
+    topics.concat()
 }

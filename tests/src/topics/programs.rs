@@ -11,7 +11,7 @@ use anyhow::{Context, bail, ensure};
 
 use crate::client::{AT_ONCE, Client, run, run_any};
 use crate::daemon;
-use crate::nodes::{containing, serve};
+use crate::nodes::{Kind, vivid};
 use crate::picture::Picture;
 use crate::report::{equal, figure, same};
 use crate::setup::{Test, VMALLOC};
@@ -332,11 +332,8 @@ fn gst_source() -> anyhow::Result<()> {
 
 /// Plays on an OUTPUT node and on ours beside it.
 fn on_output(play: impl FnMut(Node) -> anyhow::Result<Vec<String>>) -> anyhow::Result<Vec<String>> {
-    let number = containing("vid-out")?;
-    let daemon = serve(&[number])?;
-    let lines = same(number, play)?;
-    drop(daemon);
-    Ok(lines)
+    daemon::shared()?;
+    same(vivid(0, Kind::VideoOutput)?.number()?, play)
 }
 
 /// It waits for its last buffers, which a driver that shows frames gives back only for others: so it hangs, natively
@@ -396,8 +393,8 @@ fn ctl_output() -> anyhow::Result<()> {
 }
 
 fn gst_sink() -> anyhow::Result<()> {
-    let number = containing("vid-out")?;
-    let daemon = serve(&[number])?;
+    daemon::shared()?;
+    let number = vivid(0, Kind::VideoOutput)?.number()?;
     let play = |node: Node| -> anyhow::Result<Vec<String>> {
         let said = gst_launch(&format!(
             "videotestsrc num-buffers=8 ! \
@@ -410,6 +407,5 @@ fn gst_sink() -> anyhow::Result<()> {
     };
     play(real(number)).context("to warm up")?;
     equal(&play(real(number))?, &play(ours(number))?)?;
-    drop(daemon);
     Ok(())
 }

@@ -1,0 +1,155 @@
+//! Dma-bufs that the client brings itself: `V4L2_MEMORY_DMABUF`. The device's queue is what the client sees; only the
+//! numbers of the fds mean something else here than there.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use vidcompat_proto::Errno;
+use vidcompat_proto::abi::v4l2::{PlanarBuffer, V4l2Buffer, V4l2Plane, buf_flag, memory};
+use vidcompat_proto::ioctl::QueueOp;
+use vidcompat_proto::queue::Queue;
+
+use super::Session;
+use crate::client::BlockedThread;
+
+/// No fd: the driver answers as for one that the client does not have.
+const NO_FD: u32 = u32::MAX;
+
+/// The dma-bufs of a queue, by index of the buffer.
+#[derive(Debug, Default)]
+pub(super) struct Imports(BTreeMap<u32, Imported>);
+
+/// What the client has given for a buffer last. Our fds stay open as long, so that a number that the driver repeats has
+/// one meaning.
+#[derive(Debug, Default)]
+struct Imported {
+    /// The driver keeps what it has, whatever the next QBUF says.
+    prepared: bool,
+    planes: Vec<Plane>,
+}
+
+#[derive(Debug)]
+struct Plane {
+    client_fd: u32,
+    ours: Option<OwnedFd>,
+}
+
+impl Plane {
+    fn number(&self) -> u32 {
+        self.ours
+            .as_ref()
+            .map_or(NO_FD, |fd| fd.as_raw_fd().cast_unsigned())
+    }
+}
+
+/// Of an fd only the low half of the union counts.
+const fn fd_of(m: u64) -> u32 {
+    (m & 0xffff_ffff) as u32
+}
+
+impl Imports {
+    pub(super) fn removed(&mut self, indices: Range<u32>) {
+        self.0.retain(|index, _| !indices.contains(index));
+    }
+
+    pub(super) fn streamoff(&mut self) {
+        for imported in self.0.values_mut() {
+            imported.prepared = false;
+        }
+    }
+
+    pub(super) fn dequeued(&mut self, index: u32) {
+        if let Some(imported) = self.0.get_mut(&index) {
+            imported.prepared = false;
+        }
+    }
+
+    /// The device's answer with the client's own numbers.
+    pub(super) fn reply(&self, device: &PlanarBuffer, asked: &PlanarBuffer) -> PlanarBuffer {
+        let mut planes = Queue::planes_of(device, asked);
+        let described = device.described().len();
+        let known = self.0.get(&device.head.index);
+        for (at, plane) in planes.iter_mut().take(described).enumerate() {
+            let given = known.and_then(|imported| imported.planes.get(at));
+            let client_fd = given
+                .filter(|given| given.number() == fd_of(plane.m))
+                .map_or(0, |given| given.client_fd);
+            plane.m = u64::from(client_fd);
+        }
+        PlanarBuffer {
+            head: V4l2Buffer {
+                m: asked.head.m,
+                ..device.head
+            },
+            planes,
+        }
+    }
+}
+
+impl Session {
+    /// QBUF or PREPARE_BUF of a buffer with dma-bufs of the client's.
+    pub(super) fn give_import(
+        &self,
+        op: QueueOp,
+        asked: &PlanarBuffer,
+        caller: &BlockedThread,
+    ) -> Result<PlanarBuffer, Errno> {
+        let head = &asked.head;
+        if head.flags & buf_flag::REQUEST_FD != 0 {
+            return Err(self.refuse_request(op, asked));
+        }
+        let brought = || {
+            let plane = |plane: &V4l2Plane| Plane {
+                client_fd: fd_of(plane.m),
+                ours: caller.dma_buf(fd_of(plane.m).cast_signed()),
+            };
+            asked.planes.iter().map(plane).collect::<Vec<_>>()
+        };
+        // Not under the lock: looking into another process can take its time.
+        let mut brought = if head.memory == memory::DMABUF {
+            brought()
+        } else {
+            Vec::new()
+        };
+        let mut state = self.lock();
+        let queue = state.queues.of_mut(head.buf_type);
+        let Some(imports) = &mut queue.imports else {
+            // Another thread has called REQBUFS meanwhile.
+            return Err(Errno::EINVAL);
+        };
+        let mut device = Queue::without_references(asked);
+        for (plane, brought) in device.planes.iter_mut().zip(&brought) {
+            plane.m = u64::from(brought.number());
+        }
+        let outcome = self.node.buffer_ioctl(op, &mut device);
+        let keeps = |device: &PlanarBuffer| device.head.flags & buf_flag::PREPARED != 0;
+        let taken = match outcome {
+            Ok(()) => true,
+            Err(_) => {
+                // A driver that refuses to start streaming keeps the buffer prepared (videobuf2-core.c:1884).
+                let mut now = PlanarBuffer::blank(head.buf_type, head.index);
+                self.node.buffer_ioctl(QueueOp::Querybuf, &mut now).is_ok() && keeps(&now)
+            }
+        };
+        let imported = imports.0.entry(head.index).or_default();
+        if taken && !imported.prepared {
+            imported.planes = std::mem::take(&mut brought);
+            imported.prepared = true;
+        }
+        outcome?;
+        Ok(imports.reply(&device, asked))
+    }
+
+    /// We carry no requests: what a queue without them says, after its other checks.
+    fn refuse_request(&self, op: QueueOp, asked: &PlanarBuffer) -> Errno {
+        let mut now = PlanarBuffer::blank(asked.head.buf_type, asked.head.index);
+        let known = self.node.buffer_ioctl(QueueOp::Querybuf, &mut now).is_ok();
+        let queued = now.head.flags & (buf_flag::QUEUED | buf_flag::DONE) != 0;
+        if op == QueueOp::PrepareBuf || !known || queued || asked.head.memory != memory::DMABUF {
+            Errno::EINVAL
+        } else {
+            Errno::EBADR
+        }
+    }
+}

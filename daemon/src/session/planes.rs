@@ -1,0 +1,89 @@
+//! The planes of a multi-planar buffer: an array in the client's memory, read before a call and written after it, as
+//! `video_usercopy` does (v4l2-ioctl.c).
+
+use vidcompat_proto::Errno;
+use vidcompat_proto::abi::ClientAbi;
+use vidcompat_proto::abi::v4l2::{MAX_PLANES, PlanarBuffer, V4l2Buffer, V4l2Plane};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::{Requester, Session};
+
+/// Bytes of a `struct v4l2_plane`.
+const fn element(abi: ClientAbi) -> usize {
+    match abi {
+        ClientAbi::Native => size_of::<V4l2Plane>(),
+        ClientAbi::I386 | ClientAbi::Arm32 => 60,
+    }
+}
+
+impl Session {
+    /// The client's buffer with its planes.
+    ///
+    /// # Errors
+    /// `EINVAL` for more planes than there can be; `EFAULT` where they cannot be read.
+    pub(super) fn fetch_planes(&self, head: V4l2Buffer, who: Requester) -> Result<PlanarBuffer, Errno> {
+        let single = PlanarBuffer::single(head);
+        if !single.is_multi_planar() {
+            return Ok(single);
+        }
+        if head.length > MAX_PLANES {
+            return Err(Errno::EINVAL);
+        }
+        let mut planes = Vec::new();
+        if head.length > 0 {
+            let element = element(who.abi);
+            let mut bytes = vec![0; element * head.length as usize];
+            let caller = self.caller(who.tid)?;
+            caller.read(head.m, &mut bytes).map_err(|_| Errno::EFAULT)?;
+            planes.extend(bytes.chunks_exact(element).map(|bytes| to_native(bytes, who.abi)));
+        }
+        Ok(PlanarBuffer { head, planes })
+    }
+
+    /// Writes the planes of `reply` to the array that the client named in `asked`: all that it has room for.
+    ///
+    /// # Errors
+    /// `EFAULT` where they cannot be written.
+    pub(super) fn store_planes(
+        &self,
+        reply: &PlanarBuffer,
+        asked: &V4l2Buffer,
+        who: Requester,
+    ) -> Result<(), Errno> {
+        if !reply.is_multi_planar() || asked.length == 0 {
+            return Ok(());
+        }
+        let planes = reply.planes.iter().take(asked.length as usize);
+        let bytes: Vec<u8> = planes.flat_map(|plane| from_native(plane, who.abi)).collect();
+        let caller = self.caller(who.tid)?;
+        caller.write(asked.m, &bytes).map_err(|_| Errno::EFAULT)
+    }
+}
+
+fn to_native(bytes: &[u8], abi: ClientAbi) -> V4l2Plane {
+    let mut native = V4l2Plane::default();
+    match abi {
+        ClientAbi::Native => {
+            if let Ok(plane) = V4l2Plane::read_from_bytes(bytes) {
+                native = plane;
+            }
+        }
+        ClientAbi::I386 | ClientAbi::Arm32 => {
+            todo_native(bytes, native.as_mut_bytes());
+        }
+    }
+    native
+}
+
+fn from_native(plane: &V4l2Plane, abi: ClientAbi) -> Vec<u8> {
+    let mut bytes = vec![0; element(abi)];
+    match abi {
+        ClientAbi::Native => bytes.copy_from_slice(plane.as_bytes()),
+        ClientAbi::I386 | ClientAbi::Arm32 => {
+            todo_compat(plane.as_bytes(), &mut bytes);
+        }
+    }
+    bytes
+}
+fn todo_native(_: &[u8], _: &mut [u8]) {}
+fn todo_compat(_: &[u8], _: &mut [u8]) {}

@@ -1,0 +1,213 @@
+//! write(): frames in pieces.
+//!
+//! CUSE cuts a write(2) into pieces and does not say how long it is. A driver's write(2) ends at the end of a frame, with
+//! a short count where the client gave more; so a piece that continues a call never begins the next frame. Each piece
+//! goes to the driver as it is, which puts the frame together.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use vidcompat_proto::Errno;
+use vidcompat_proto::abi::format::output_types;
+use vidcompat_proto::abi::v4l2::buf_type;
+
+use super::read::errno;
+use super::{BoxedWaiter, Session, State};
+use crate::memory::Charge;
+
+/// Somebody who sleeps in write(), with the bytes that the driver has not taken yet.
+struct Sleeper {
+    bytes: Vec<u8>,
+    waiter: BoxedWaiter<u32>,
+    /// Given back when the memory is.
+    _charge: Charge,
+}
+
+/// How far the frame is that is being written, and those who wait for room.
+#[derive(Default)]
+pub(super) struct FrameWriter {
+    /// Bytes of a frame, once the driver has buffers; 0 where it has none.
+    frame: Option<u64>,
+    /// Bytes of it that are written.
+    written: u64,
+    /// The last piece was the end of a frame.
+    ended: bool,
+    waiting: VecDeque<Sleeper>,
+}
+
+impl FrameWriter {
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    pub(super) fn drain(&mut self) -> Vec<BoxedWaiter<u32>> {
+        self.waiting.drain(..).map(|sleeper| sleeper.waiter).collect()
+    }
+
+    /// The driver has taken `count` of `size` bytes, and its frames have `frame`.
+    fn advance(&mut self, count: u64, size: u64, frame: u64) {
+        self.written += count;
+        self.ended = count < size || (frame > 0 && self.written >= frame);
+        if self.ended {
+            self.written = 0;
+        }
+    }
+}
+
+impl Session {
+    /// A piece of a write(2) by thread `tid`: `bytes` after the `offset` that the call has written already. `waiter` is
+    /// answered now or later.
+    pub fn write(
+        self: &Arc<Self>,
+        offset: u64,
+        bytes: &[u8],
+        tid: u32,
+        nonblocking: bool,
+        mut waiter: BoxedWaiter<u32>,
+    ) {
+        let mut state = self.lock();
+        let first = if self.writes_frames() && !state.writer.is_idle() {
+            // vb2 lets nobody in while another one sleeps (videobuf2-core.c, __vb2_perform_fileio).
+            Err(Errno::EBUSY)
+        } else {
+            self.try_write(&mut state, offset, bytes)
+        };
+        match first {
+            Err(Errno::EAGAIN) if !nonblocking && !state.ending => {
+                let charge = match self.charge_piece(bytes.len(), tid) {
+                    Ok(charge) => charge,
+                    Err(errno) => {
+                        drop(state);
+                        return waiter.answer(Err(errno));
+                    }
+                };
+                if !self.sleep(&mut waiter, Session::interrupt_writer) {
+                    drop(state);
+                    return waiter.restart();
+                }
+                state.writer.waiting.push_back(Sleeper {
+                    bytes: bytes.to_vec(),
+                    waiter,
+                    _charge: charge,
+                });
+                self.watch_for(&state);
+                if !self.writes_frames() {
+                    self.retry_later(&mut state);
+                }
+                drop(state);
+                self.advance_writers();
+            }
+            outcome => {
+                drop(state);
+                waiter.answer(outcome.as_ref().map_err(|errno| *errno));
+            }
+        }
+    }
+
+    fn writes_frames(&self) -> bool {
+        output_types(self.device.device_caps(&self.node)).next().is_some()
+    }
+
+    fn charge_piece(&self, size: usize, tid: u32) -> Result<Charge, Errno> {
+        let process = self.caller(tid)?.client().process().as_raw();
+        self.device.budget().charge(process, size as u64).map_err(|over| {
+            tracing::debug!(device = %self.device.path().display(), "{over}");
+            Errno::ENOMEM
+        })
+    }
+
+    fn try_write(&self, state: &mut State, offset: u64, bytes: &[u8]) -> Result<u32, Errno> {
+        if offset > 0 && state.writer.ended {
+            return Ok(0);
+        }
+        match self.node.write(bytes).map_err(errno) {
+            Ok(count) => {
+                let frame = *state.writer.frame.get_or_insert_with(|| self.frame_to_write());
+                state.writer.advance(count as u64, bytes.len() as u64, frame);
+                // No piece is longer than what FUSE sends at once.
+                Ok(u32::try_from(count).unwrap_or(u32::MAX))
+            }
+            // The call has written something already, which is its result.
+            Err(Errno::EAGAIN) if offset > 0 => Ok(0),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Bytes of a frame: of the buffers that the driver has made for write(), for it may make them larger than the
+    /// format says; 0 where it has none. They stay until the file is closed.
+    fn frame_to_write(&self) -> u64 {
+        output_types(self.device.device_caps(&self.node))
+            .find_map(|queue| match queue {
+                // QUERYBUF tells this of a plane only; there is one, or write() fails (__vb2_init_fileio).
+                buf_type::VIDEO_OUTPUT_MPLANE => self.node.frame_size(queue),
+                _ => self.node.buffer_length(queue).map(u64::from),
+            })
+            .unwrap_or(0)
+    }
+
+    /// Serves those who sleep in write(). Was there one?
+    pub(super) fn advance_writers(&self) -> bool {
+        let mut any = false;
+        loop {
+            let mut state = self.lock();
+            let Some(sleeper) = state.writer.waiting.pop_front() else {
+                return any;
+            };
+            any = true;
+            match self.try_write(&mut state, 0, &sleeper.bytes) {
+                Err(Errno::EAGAIN) => {
+                    state.writer.waiting.push_front(sleeper);
+                    return any;
+                }
+                outcome => {
+                    drop(state);
+                    sleeper.waiter.answer(outcome.as_ref().map_err(|errno| *errno));
+                }
+            }
+        }
+    }
+
+    fn interrupt_writer(&self, id: u64) {
+        let mut state = self.lock();
+        let at = state
+            .writer
+            .waiting
+            .iter()
+            .position(|sleeper| sleeper.waiter.id() == id);
+        let sleeper = at.and_then(|at| state.writer.waiting.remove(at));
+        drop(state);
+        if let Some(sleeper) = sleeper {
+            sleeper.waiter.restart();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::FrameWriter;
+
+    fn ends(frame: u64, pieces: &[(u64, u64)]) -> Vec<bool> {
+        let mut writer = FrameWriter::default();
+        let mut advance = |(count, size): &(u64, u64)| {
+            writer.advance(*count, *size, frame);
+            writer.ended
+        };
+        pieces.iter().map(&mut advance).collect()
+    }
+
+    #[test]
+    fn a_frame_ends_where_it_is_full_or_where_the_driver_takes_no_more() {
+        assert_eq!(ends(100, &[(60, 60), (40, 40), (100, 100)]), [false, true, true]);
+        assert_eq!(ends(100, &[(60, 60), (40, 60), (60, 60)]), [false, true, false]);
+        // Not as long as was thought.
+        assert_eq!(
+            ends(100, &[(60, 60), (20, 60), (60, 60), (39, 39)]),
+            [false, true, false, false]
+        );
+    }
+
+    #[test]
+    fn a_stream_has_no_end() {
+        assert_eq!(ends(0, &[(131_070, 131_070), (131_070, 131_070)]), [false, false]);
+    }
+}
