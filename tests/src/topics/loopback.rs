@@ -2,7 +2,6 @@
 //! another captures them into its own memory through ours; and the other way round.
 
 use std::fs;
-use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -10,16 +9,16 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use nix::errno::Errno;
-use vidcompat_proto::abi::v4l2::{V4l2Format, buf_type};
+use vidcompat_proto::abi::v4l2::{V4l2Format, V4l2RequestBuffers, buf_type};
 use zerocopy::FromZeros;
 
-use crate::client::{Client, run};
+use crate::client::run;
 use crate::daemon;
 use crate::nodes::loopbacks;
 use crate::report::figure;
 use crate::setup::{Test, both_real};
-use crate::sys::ioctl;
-use crate::video::{Node, command, ours, real};
+use crate::sys::{PAGE, Pages, ioctl};
+use crate::video::{Node, Video, buffer, command, memory, ours, real};
 
 pub const TESTS: &[(&str, Test)] = &[
     (
@@ -37,24 +36,28 @@ const HEIGHT: u32 = 180;
 const FRAME: usize = (WIDTH * HEIGHT * 2) as usize;
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// Frame `number`: every byte tells which frame it belongs to, and where.
-fn frame(number: usize) -> Vec<u8> {
+/// Frame `number` of so many bytes: every byte tells which frame it belongs to, and where.
+fn frame(number: usize, size: usize) -> Vec<u8> {
     // Cut to 8 bits on purpose.
     let byte = |at: usize| (number.wrapping_mul(37) ^ at ^ (at >> 8)).to_le_bytes()[0];
-    let mut bytes: Vec<u8> = (0..FRAME).map(byte).collect();
+    let mut bytes: Vec<u8> = (0..size).map(byte).collect();
     bytes[..8].copy_from_slice(&number.to_le_bytes());
     bytes
 }
 
 /// The numbers of these frames, each of which is whole; none comes before an earlier one.
-fn numbers(bytes: &[u8]) -> anyhow::Result<Vec<usize>> {
-    ensure!(bytes.len().is_multiple_of(FRAME), "{} bytes", bytes.len());
+fn numbers(bytes: &[u8], size: usize) -> anyhow::Result<Vec<usize>> {
+    ensure!(
+        bytes.len().is_multiple_of(size) && !bytes.is_empty(),
+        "{} bytes, not frames of {size}",
+        bytes.len()
+    );
     let mut numbers = vec![];
-    for (at, bytes) in bytes.chunks(FRAME).enumerate() {
+    for (at, bytes) in bytes.chunks(size).enumerate() {
         let mut number = [0; 8];
         number.copy_from_slice(&bytes[..8]);
         let number = usize::from_le_bytes(number);
-        let expected = frame(number);
+        let expected = frame(number, size);
         let differing = bytes.iter().zip(&expected).position(|(a, b)| a != b);
         ensure!(
             differing.is_none(),
@@ -69,18 +72,18 @@ fn numbers(bytes: &[u8]) -> anyhow::Result<Vec<usize>> {
     Ok(numbers)
 }
 
-/// The one that does not hide its capabilities.
+/// The one that says OUTPUT until somebody writes, and CAPTURE then, as its users have it: of a node that says both
+/// v4l2-ctl knows not what to do.
 fn device() -> anyhow::Result<u32> {
     daemon::shared()?;
-    loopbacks()?.first().context("no v4l2loopback")?.number()
+    loopbacks()?.last().context("no v4l2loopback")?.number()
 }
 
-/// Writes numbered frames to the real node until told to stop.
-fn producer(node: Node, stop: Arc<AtomicBool>) -> anyhow::Result<usize> {
+/// Gives the OUTPUT side its format: bytes of a frame, which are whole pages.
+fn set_format(node: Node) -> anyhow::Result<(Video, usize)> {
     let video = node.open()?;
     let mut format = V4l2Format::new_zeroed();
     format.buf_type = buf_type::VIDEO_OUTPUT;
-    ioctl(&video, command::G_FMT, &mut format)?;
     // struct v4l2_pix_format: width, height, pixelformat, field
     for (at, value) in [WIDTH, HEIGHT, u32::from_le_bytes(*b"YUYV"), 1]
         .iter()
@@ -89,14 +92,19 @@ fn producer(node: Node, stop: Arc<AtomicBool>) -> anyhow::Result<usize> {
         format.fmt[4 * at..4 * at + 4].copy_from_slice(&value.to_ne_bytes());
     }
     ioctl(&video, command::S_FMT, &mut format)?;
-    ensure!(format.pix_sizeimage() as usize == FRAME, "another format");
+    let size = format.pix_sizeimage() as usize;
+    ensure!(size >= FRAME, "{size} bytes");
+    Ok((video, size))
+}
+
+/// Writes numbered frames to the real node until told to stop.
+fn producer(node: Node, stop: &AtomicBool) -> anyhow::Result<usize> {
+    let (video, _) = set_format(node)?;
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
         number += 1;
-        ensure!(
-            nix::unistd::write(&video, &frame(number))? == FRAME,
-            "not a whole frame"
-        );
+        let written = nix::unistd::write(&video, &frame(number, FRAME))?;
+        ensure!(written == FRAME, "{written} bytes written");
         thread::sleep(Duration::from_millis(10));
     }
     Ok(number)
@@ -107,7 +115,7 @@ fn capture() -> anyhow::Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let writer = thread::spawn({
         let stop = Arc::clone(&stop);
-        move || producer(real(number), stop)
+        move || producer(real(number), &stop)
     });
     thread::sleep(Duration::from_millis(300));
     let outcome = capture_all(number);
@@ -148,7 +156,7 @@ fn capture_all(number: u32) -> anyhow::Result<()> {
         // A leftover of an earlier one.
         let _ = fs::remove_file(to);
         run(program, &arguments, PATIENCE).context(what)?;
-        let numbers = numbers(&fs::read(to)?).context(what)?;
+        let numbers = numbers(&fs::read(to)?, FRAME).context(what)?;
         let (first, last) = (numbers[0], numbers[numbers.len() - 1]);
         ensure!(numbers.len() == 40 && last > first + 20, "{what}: {numbers:?}");
         figure(format!(
@@ -159,45 +167,75 @@ fn capture_all(number: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Gives numbered frames to the OUTPUT queue from its own memory, until told to stop.
+fn userptr_producer(node: Node, stop: &AtomicBool) -> anyhow::Result<usize> {
+    let (video, size) = set_format(node)?;
+    let mut request = V4l2RequestBuffers {
+        count: 2,
+        buf_type: buf_type::VIDEO_OUTPUT,
+        memory: memory::USERPTR,
+        ..V4l2RequestBuffers::default()
+    };
+    video.reqbufs_raw(&mut request)?;
+    let count = request.count as usize;
+    let room = size + PAGE;
+    let pages = Pages::new(count * room)?;
+    let give = |index: u32, number: usize| -> anyhow::Result<()> {
+        // Not at the beginning of a page.
+        let at = index as usize * room + 16;
+        pages.write(at, &frame(number, size))?;
+        let length = u32::try_from(size)?;
+        let mut given = buffer(index, pages.at(at), length);
+        given.buf_type = buf_type::VIDEO_OUTPUT;
+        given.bytesused = length;
+        video.on_buffer(command::QBUF, given)?;
+        Ok(())
+    };
+    let mut number = 0;
+    while number < count {
+        give(u32::try_from(number)?, number + 1)?;
+        number += 1;
+    }
+    ioctl(&video, command::STREAMON, &mut buf_type::VIDEO_OUTPUT.clone())?;
+    while !stop.load(Ordering::Relaxed) {
+        let mut done = buffer(0, 0, 0);
+        done.buf_type = buf_type::VIDEO_OUTPUT;
+        let done = video.on_buffer(command::DQBUF, done)?;
+        thread::sleep(Duration::from_millis(10));
+        number += 1;
+        give(done.index, number)?;
+    }
+    Ok(number)
+}
+
 fn produce() -> anyhow::Result<()> {
     let number = device()?;
-    let (from, to) = ("/tmp/loopback-input", "/tmp/loopback-frames");
-    let input: Vec<u8> = (1..=200).flat_map(frame).collect();
-    fs::write(from, input)?;
-    let method = if both_real() {
-        "--stream-out-mmap=4"
-    } else {
-        "--stream-out-user=4"
-    };
-    let path = ours(number).to_string();
-    let (format, file) = (
-        format!("-xwidth={WIDTH},height={HEIGHT},pixelformat=YUYV"),
-        format!("--stream-from={from}"),
-    );
-    // It takes its time between two frames, so that a reader can follow.
-    let arguments = ["-d", &path, &format, method, &file, "--stream-count=200"];
-    let mut producer = Client::start("v4l2-ctl", &arguments)?;
-    thread::sleep(Duration::from_millis(100));
-    let native = real(number).to_string();
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || match both_real() {
+            true => producer(real(number), &stop),
+            false => userptr_producer(ours(number), &stop),
+        }
+    });
+    thread::sleep(Duration::from_millis(300));
+    let (native, to) = (real(number).to_string(), "/tmp/loopback-frames");
     let output = format!("--stream-to={to}");
-    let captured = run(
-        "v4l2-ctl",
-        &["-d", &native, "--stream-mmap=4", "--stream-count=20", &output],
-        PATIENCE,
-    );
-    // It ends after its file, or may be waiting for a reader that is gone.
-    producer.signal(nix::sys::signal::Signal::SIGTERM)?;
-    let status = producer.end(PATIENCE)?;
-    let said = producer.rest();
-    captured.with_context(|| format!("the producer: {status}: {said}"))?;
-    ensure!(
-        status.success() || status.signal().is_some(),
-        "the producer: {status}: {said}"
-    );
-    let numbers = numbers(&fs::read(to)?)?;
+    let arguments = ["-d", &native, "--stream-mmap=4", "--stream-count=40", &output];
+    let captured = run("v4l2-ctl", &arguments, PATIENCE);
+    stop.store(true, Ordering::Relaxed);
+    let written = writer.join().ok().context("the producer panicked")?;
+    let written = written.context("the producer")?;
+    captured?;
+    let bytes = fs::read(to)?;
+    fs::remove_file(to)?;
+    let numbers = numbers(&bytes, bytes.len() / 40)?;
     figure(format!(
-        "v4l2loopback, user pointers of a producer: frames {numbers:?}"
+        "v4l2loopback, user pointers of a producer: {written} frames given, 40 captured"
     ));
-    ensure!(numbers.len() == 20, "{numbers:?}");
+    ensure!(
+        numbers.len() == 40 && numbers[39] > numbers[0] + 20,
+        "{numbers:?}"
+    );
     Ok(())
 }
