@@ -73,6 +73,10 @@ fn size_in_header(name: &str) -> usize {
         "VIDIOC_ENUM_FREQ_BANDS" => size_of::<v4l2_frequency_band>(),
         "VIDIOC_DBG_G_CHIP_INFO" => size_of::<v4l2_dbg_chip_info>(),
         "VIDIOC_QUERY_EXT_CTRL" => size_of::<v4l2_query_ext_ctrl>(),
+        "VIDIOC_G_EDID" | "VIDIOC_S_EDID" => size_of::<v4l2_edid>(),
+        "VIDIOC_G_EXT_CTRLS" | "VIDIOC_S_EXT_CTRLS" | "VIDIOC_TRY_EXT_CTRLS" => {
+            size_of::<v4l2_ext_controls>()
+        }
         "VIDIOC_LOG_STATUS" => 0,
         "VIDIOC_OVERLAY" | "VIDIOC_STREAMON" | "VIDIOC_STREAMOFF" | "VIDIOC_G_INPUT" | "VIDIOC_S_INPUT"
         | "VIDIOC_G_OUTPUT" | "VIDIOC_S_OUTPUT" | "VIDIOC_G_PRIORITY" | "VIDIOC_S_PRIORITY" => 4,
@@ -137,6 +141,33 @@ fn pixel_size_and_window_pointers_are_where_the_table_says() {
         ioctl::row(15).pointers[1].when.offset,
         offset_of!(v4l2_buffer, type_)
     );
+}
+
+#[test]
+fn arrays_are_where_the_table_says() {
+    let edid = ioctl::row(40).array.expect("blocks");
+    assert_eq!(edid.pointer, offset_of!(v4l2_edid, edid));
+    assert_eq!(edid.count, offset_of!(v4l2_edid, blocks));
+    let controls = ioctl::row(71).array.expect("controls");
+    assert_eq!(controls.pointer, offset_of!(v4l2_ext_controls, controls));
+    assert_eq!(controls.count, offset_of!(v4l2_ext_controls, count));
+    assert_eq!(controls.element, size_of::<v4l2_ext_control>());
+    assert_eq!(controls.limit, V4L2_CID_MAX_CTRLS);
+}
+
+#[test]
+fn control_structs_have_the_fields_of_the_header() {
+    use vidcompat_proto::abi::controls::{self as ours, CONTROL_ID_MASK, control_flag};
+    same!(V4l2ExtControls = v4l2_ext_controls: which = __bindgen_anon_1, count = count, error_idx = error_idx,
+        request_fd = request_fd, reserved = reserved, controls = controls);
+    same!(V4l2ExtControl = v4l2_ext_control: id = id, size = size, reserved2 = reserved2,
+        value = __bindgen_anon_1);
+    same!(V4l2QueryExtCtrl = v4l2_query_ext_ctrl: id = id, control_type = type_, name = name, minimum = minimum,
+        maximum = maximum, step = step, default_value = default_value, flags = flags, elem_size = elem_size,
+        elems = elems, nr_of_dims = nr_of_dims, dims = dims, reserved = reserved);
+    assert_eq!(control_flag::HAS_PAYLOAD, V4L2_CTRL_FLAG_HAS_PAYLOAD);
+    assert_eq!(control_flag::DYNAMIC_ARRAY, V4L2_CTRL_FLAG_DYNAMIC_ARRAY);
+    assert_eq!(CONTROL_ID_MASK, V4L2_CTRL_ID_MASK);
 }
 
 #[test]

@@ -52,6 +52,8 @@ pub const VMALLOC: u32 = 0;
 pub const CONTIG: u32 = 1;
 /// Vivid for daemons that a test starts itself.
 pub const SPARE: u32 = 2;
+/// Vivid with an HDMI input, for daemons that a test starts itself.
+pub const HDMI: u32 = 3;
 
 /// Is this the long run?
 pub fn is_long() -> bool {

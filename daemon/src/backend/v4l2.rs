@@ -13,16 +13,20 @@ use std::sync::Arc;
 use nix::poll::PollFlags;
 use v4l2r::ioctl::{Capability, QueryCapError};
 use vidcompat_proto::Errno;
+use vidcompat_proto::abi::controls::{CONTROL_ID_MASK, V4l2ExtControl, V4l2QueryExtCtrl};
 use vidcompat_proto::abi::v4l2::{
     PlanarBuffer, V4l2CreateBuffers, V4l2Format, V4l2RemoveBuffers, V4l2RequestBuffers,
 };
 use vidcompat_proto::ioctl::{self, QueueOp, Row};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
-use crate::sys::{self, CpuUse, Mapping};
+use crate::sys::{self, CpuUse, HostPayload, Mapping};
 
 /// `VIDIOC_G_FMT`
 const G_FMT: u8 = 4;
+
+/// `VIDIOC_QUERY_EXT_CTRL`
+const QUERY_EXT_CTRL: u8 = 103;
 
 /// An open real node.
 #[derive(Debug)]
@@ -68,6 +72,39 @@ impl RealNode {
     /// What the driver says.
     pub fn ioctl(&self, row: &Row, argument: &mut [u8]) -> Result<i32, Errno> {
         sys::ioctl(self, row, argument)
+    }
+
+    /// Runs the ioctl of `row`, whose struct announces `array`.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn array_ioctl(&self, row: &Row, argument: &mut [u8], array: &mut [u8]) -> Result<i32, Errno> {
+        sys::ioctl_with_array(self, row, argument, array)
+    }
+
+    /// Runs the ioctl of `row` on extended controls, with a payload for each.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn ext_controls(
+        &self,
+        row: &Row,
+        argument: &mut [u8],
+        controls: &mut [V4l2ExtControl],
+        payloads: &mut [HostPayload<'_>],
+    ) -> Result<i32, Errno> {
+        sys::ext_controls(self, row, argument, controls, payloads)
+    }
+
+    /// `VIDIOC_QUERY_EXT_CTRL` of the control with this `id`, whose flags are ignored.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn query_ext_ctrl(&self, id: u32) -> Result<V4l2QueryExtCtrl, Errno> {
+        let mut query = V4l2QueryExtCtrl::new_zeroed();
+        query.id = id & CONTROL_ID_MASK;
+        self.ioctl(ioctl::row(QUERY_EXT_CTRL), query.as_mut_bytes())?;
+        Ok(query)
     }
 
     fn queue_ioctl<T: FromBytes + IntoBytes + Immutable>(

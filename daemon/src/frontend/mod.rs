@@ -1,3 +1,4 @@
 //! What clients see: requests of a node turned into calls of sessions.
 
+mod argument;
 pub mod video;

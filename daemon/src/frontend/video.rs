@@ -11,13 +11,14 @@ use vidcompat_proto::Errno;
 use vidcompat_proto::abi::ClientAbi;
 use vidcompat_proto::abi::v4l2::V4l2Buffer;
 use vidcompat_proto::ioc::Command;
-use vidcompat_proto::ioctl::{self, Policy, QueueOp, Row};
+use vidcompat_proto::ioctl::{Policy, QueueOp, Row};
 use zerocopy::FromBytes;
 
+use super::argument::Shape;
 use crate::client::CallShape;
 use crate::cuse::{
-    Caller, ForIoctl, ForRead, ForRelease, ForWrite, Handler, IoctlRequest, Operation, Reply, Request,
-    Ticket, Turn,
+    Caller, Channel, ForIoctl, ForRead, ForRelease, ForWrite, Handler, IoctlRequest, Operation, Reply,
+    Request, Ticket, Turn,
 };
 use crate::session::{Blocking, BoxedWaiter, Device, Requester, Session, Waiter};
 
@@ -105,15 +106,29 @@ impl VideoNode {
             reply,
         } = request;
         let command = Command(command);
-        let Some(row) = ioctl::lookup(command) else {
-            return reply.failed(Errno::ENOTTY.raw());
+        let compat = flags.contains(IoctlFlags::FUSE_IOCTL_COMPAT);
+        let abi = if compat {
+            ClientAbi::COMPAT
+        } else {
+            ClientAbi::Native
         };
         let Some(session) = self.session(fh) else {
             return reply.failed(Errno::ENODEV.raw());
         };
-        let compat = flags.contains(IoctlFlags::FUSE_IOCTL_COMPAT);
-        let who = Blocking {
+        let taken = Shape::of(command, abi, input).and_then(|(row, shape)| {
+            let argument = shape.native(row)?;
+            Ok((row, shape, argument))
+        });
+        let (row, shape, mut argument) = match taken {
+            Ok(taken) => taken,
+            Err(errno) => return reply.failed(errno.raw()),
+        };
+        let who = Requester {
             tid: caller.tid,
+            abi: shape.abi(abi),
+        };
+        let blocking = Blocking {
+            who,
             call: CallShape {
                 compat,
                 command: command.0,
@@ -122,38 +137,35 @@ impl VideoNode {
         };
         match row.policy {
             Policy::Queue(QueueOp::Dqbuf) => {
-                let Ok(argument) = V4l2Buffer::read_from_bytes(input) else {
+                let Ok(argument) = V4l2Buffer::read_from_bytes(&argument) else {
                     return reply.failed(Errno::ENOTTY.raw());
                 };
-                let waiter = watched(reply);
+                let waiter = watched(Shaped { reply, shape });
                 if turn.pass() {
-                    session.dequeue(&argument, who, waiter);
+                    session.dequeue(&argument, blocking, waiter);
                 } else {
                     waiter.answer(Err(OVERLOADED));
                 }
             }
             Policy::Dqevent => {
-                let waiter = watched(reply);
+                let waiter = watched(Shaped { reply, shape });
                 if turn.pass() {
-                    session.dequeue_event(row, who, waiter);
+                    session.dequeue_event(row, blocking, waiter);
                 } else {
                     waiter.answer(Err(OVERLOADED));
                 }
             }
             _ => {
-                let mut argument = vec![0; command.size()];
-                let given = input.len().min(argument.len());
-                argument[..given].copy_from_slice(&input[..given]);
                 let outcome = if turn.pass() {
-                    let who = Requester {
-                        tid: caller.tid,
-                        abi: ClientAbi::Native,
-                    };
                     session.ioctl(row, &mut argument, who)
                 } else {
                     Err(OVERLOADED)
                 };
-                answer(reply, row, outcome, &argument, out_size);
+                let back = match row.command.is_read() {
+                    true => shape.answer(&argument),
+                    false => Vec::new(),
+                };
+                answer(reply, row, outcome, &back[..back.len().min(out_size as usize)]);
             }
         }
     }
@@ -163,12 +175,7 @@ impl VideoNode {
 const OVERLOADED: Errno = Errno::ENOMEM;
 
 /// Sends back what the driver would have copied back.
-fn answer(reply: Reply<ForIoctl>, row: &Row, outcome: Result<i32, Errno>, argument: &[u8], out_size: u32) {
-    let back = if row.command.is_read() {
-        &argument[..argument.len().min(out_size as usize)]
-    } else {
-        &[]
-    };
+fn answer(reply: Reply<ForIoctl>, row: &Row, outcome: Result<i32, Errno>, back: &[u8]) {
     match outcome {
         Ok(result) => reply.result(result, back),
         Err(errno) if row.always_copy => reply.result(-errno.raw(), back),
@@ -279,40 +286,55 @@ fn to_fuse(flags: PollFlags) -> PollEvents {
 }
 
 /// A request that may wait: watched for an interrupt since it was read.
-struct Watched<K> {
-    reply: Reply<K>,
+struct Watched<R> {
+    reply: R,
     ticket: Ticket,
 }
 
-fn watched<K, T: ?Sized>(reply: Reply<K>) -> BoxedWaiter<T>
+fn watched<R, T: ?Sized>(reply: R) -> BoxedWaiter<T>
 where
-    K: Send + 'static,
-    Reply<K>: Outcome<T>,
+    R: Outcome<T> + Send + 'static,
 {
-    let ticket = reply.channel().interrupts().watch(reply.unique());
+    let (channel, unique) = reply.request();
+    let ticket = channel.interrupts().watch(unique);
     Box::new(Watched { reply, ticket })
 }
 
 /// How a request that may wait ends.
 trait Outcome<T: ?Sized> {
+    fn request(&self) -> (&Arc<Channel>, u64);
     fn give(self, outcome: Result<&T, Errno>);
     fn give_restart(self);
 }
 
-impl Outcome<[u8]> for Reply<ForIoctl> {
+/// The answer to an ioctl, in the client's layout.
+struct Shaped {
+    reply: Reply<ForIoctl>,
+    shape: Shape,
+}
+
+impl Outcome<[u8]> for Shaped {
+    fn request(&self) -> (&Arc<Channel>, u64) {
+        (self.reply.channel(), self.reply.unique())
+    }
+
     fn give(self, outcome: Result<&[u8], Errno>) {
         match outcome {
-            Ok(argument) => self.result(0, argument),
-            Err(errno) => self.failed(errno.raw()),
+            Ok(argument) => self.reply.result(0, &self.shape.answer(argument)),
+            Err(errno) => self.reply.failed(errno.raw()),
         }
     }
 
     fn give_restart(self) {
-        self.restart();
+        self.reply.restart();
     }
 }
 
 impl Outcome<[u8]> for Reply<ForRead> {
+    fn request(&self) -> (&Arc<Channel>, u64) {
+        (self.channel(), self.unique())
+    }
+
     fn give(self, outcome: Result<&[u8], Errno>) {
         match outcome {
             Ok(bytes) => self.data(bytes),
@@ -327,6 +349,10 @@ impl Outcome<[u8]> for Reply<ForRead> {
 }
 
 impl Outcome<u32> for Reply<ForWrite> {
+    fn request(&self) -> (&Arc<Channel>, u64) {
+        (self.channel(), self.unique())
+    }
+
     fn give(self, outcome: Result<&u32, Errno>) {
         match outcome {
             Ok(count) => self.written(*count),
@@ -340,10 +366,7 @@ impl Outcome<u32> for Reply<ForWrite> {
     }
 }
 
-impl<K: Send, T: ?Sized> Waiter<T> for Watched<K>
-where
-    Reply<K>: Outcome<T>,
-{
+impl<R: Outcome<T> + Send, T: ?Sized> Waiter<T> for Watched<R> {
     fn id(&self) -> u64 {
         self.ticket.unique()
     }

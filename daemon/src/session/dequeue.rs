@@ -50,11 +50,12 @@ enum Bytes {
 
 impl Session {
     /// `VIDIOC_DQBUF`: `waiter` is answered now or later.
-    pub fn dequeue(self: &Arc<Self>, argument: &V4l2Buffer, who: Blocking, waiter: BoxedWaiter) {
+    pub fn dequeue(self: &Arc<Self>, argument: &V4l2Buffer, blocking: Blocking, waiter: BoxedWaiter) {
+        let who = blocking.who;
         if !self.device.knows(&self.node, queue_row(QueueOp::Dqbuf)) {
             return waiter.answer(Err(Errno::ENOTTY));
         }
-        let asked = match self.fetch_planes(*argument, who.requester()) {
+        let asked = match self.fetch_planes(*argument, who) {
             Ok(asked) => asked,
             Err(errno) => return waiter.answer(Err(errno)),
         };
@@ -64,10 +65,10 @@ impl Session {
             // Only for the way that the bytes take: whose they are was settled when they were queued.
             caller: self.caller(who.tid).ok(),
             asked,
-            who: who.requester(),
+            who,
         };
         let first = self.try_dequeue(&mut self.lock(), &dequeuer.asked);
-        if !matches!(first, Err(Errno::EAGAIN)) || self.is_nonblocking(who) {
+        if !matches!(first, Err(Errno::EAGAIN)) || self.is_nonblocking(blocking) {
             return self.finish(dequeuer, first);
         }
         let mut state = self.lock();

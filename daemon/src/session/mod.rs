@@ -7,7 +7,9 @@
 //! copied to a client, whose memory may be slow on purpose.
 
 mod allocate;
+mod arrays;
 mod buffers;
+mod controls;
 mod dequeue;
 mod device;
 mod events;
@@ -68,20 +70,9 @@ pub struct Requester {
 #[derive(Clone, Copy, Debug)]
 pub struct Blocking {
     /// The calling thread.
-    pub tid: u32,
+    pub who: Requester,
     /// Its call.
     pub call: CallShape,
-}
-
-impl Blocking {
-    fn requester(self) -> Requester {
-        let abi = if self.call.compat {
-            ClientAbi::COMPAT
-        } else {
-            ClientAbi::Native
-        };
-        Requester { tid: self.tid, abi }
-    }
 }
 
 #[derive(Default)]
@@ -229,6 +220,8 @@ impl Session {
             Policy::Privileged if is_admin(who.tid) => self.node.ioctl(row, argument),
             Policy::Privileged => Err(Errno::EPERM),
             Policy::Refuse(errno) => Err(errno),
+            Policy::Array => self.array_ioctl(row, argument, who),
+            Policy::Controls(op) => self.ext_controls(row, op, argument, who),
             Policy::Queue(op) => self.queue_ioctl(op, argument, who).map(|()| 0),
             // These wait: `dequeue` and `dequeue_event`.
             Policy::Dqevent => Err(Errno::ENOTTY),
@@ -264,10 +257,10 @@ impl Session {
     fn is_nonblocking(&self, who: Blocking) -> bool {
         let mut flags = self.flags.lock().unwrap_or_else(PoisonError::into_inner);
         flags
-            .is_nonblocking(who.tid, who.call, self.device.generation())
+            .is_nonblocking(who.who.tid, who.call, self.device.generation())
             .unwrap_or_else(|| {
                 tracing::debug!(
-                    tid = who.tid,
+                    tid = who.who.tid,
                     "O_NONBLOCK of a waiting call cannot be read; that of the open counts"
                 );
                 self.opened_nonblocking

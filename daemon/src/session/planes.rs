@@ -3,17 +3,15 @@
 
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::ClientAbi;
+use vidcompat_proto::abi::compat::{Layout, plane};
 use vidcompat_proto::abi::v4l2::{MAX_PLANES, PlanarBuffer, V4l2Buffer, V4l2Plane};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 use super::{Requester, Session};
 
 /// Bytes of a `struct v4l2_plane`.
-const fn element(abi: ClientAbi) -> usize {
-    match abi {
-        ClientAbi::Native => size_of::<V4l2Plane>(),
-        ClientAbi::I386 | ClientAbi::Arm32 => 60,
-    }
+fn element(abi: ClientAbi) -> usize {
+    plane(abi).map_or(size_of::<V4l2Plane>(), Layout::compat_size)
 }
 
 impl Session {
@@ -62,28 +60,19 @@ impl Session {
 
 fn to_native(bytes: &[u8], abi: ClientAbi) -> V4l2Plane {
     let mut native = V4l2Plane::default();
-    match abi {
-        ClientAbi::Native => {
-            if let Ok(plane) = V4l2Plane::read_from_bytes(bytes) {
-                native = plane;
-            }
-        }
-        ClientAbi::I386 | ClientAbi::Arm32 => {
-            todo_native(bytes, native.as_mut_bytes());
-        }
+    match plane(abi) {
+        None => native.as_mut_bytes().copy_from_slice(bytes),
+        // There is no union in a plane that could have a wrong type.
+        Some(layout) => drop(layout.to_native(bytes, native.as_mut_bytes())),
     }
     native
 }
 
-fn from_native(plane: &V4l2Plane, abi: ClientAbi) -> Vec<u8> {
+fn from_native(native: &V4l2Plane, abi: ClientAbi) -> Vec<u8> {
     let mut bytes = vec![0; element(abi)];
-    match abi {
-        ClientAbi::Native => bytes.copy_from_slice(plane.as_bytes()),
-        ClientAbi::I386 | ClientAbi::Arm32 => {
-            todo_compat(plane.as_bytes(), &mut bytes);
-        }
+    match plane(abi) {
+        None => bytes.copy_from_slice(native.as_bytes()),
+        Some(layout) => layout.from_native(native.as_bytes(), &mut bytes),
     }
     bytes
 }
-fn todo_native(_: &[u8], _: &mut [u8]) {}
-fn todo_compat(_: &[u8], _: &mut [u8]) {}

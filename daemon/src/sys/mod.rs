@@ -3,6 +3,7 @@
 //! Each function is safe to call with any argument: what the kernel might read or write through a pointer is fixed
 //! here, not by the caller. Nothing here knows why a call is made.
 
+mod arrays;
 mod dma_buf;
 mod map;
 mod planes;
@@ -11,6 +12,7 @@ mod procmap;
 mod readiness;
 mod v4l2;
 
+pub use arrays::{HostPayload, ext_controls, ioctl_with_array};
 pub use dma_buf::{CpuUse, sync_end, sync_start};
 pub use map::Mapping;
 pub use planes::buffer_ioctl;

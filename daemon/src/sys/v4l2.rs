@@ -36,7 +36,7 @@ pub fn poll(file: impl AsFd, events: PollFlags) -> PollFlags {
     }
 }
 
-fn last_errno() -> Errno {
+pub(super) fn last_errno() -> Errno {
     Errno::from_raw(
         std::io::Error::last_os_error()
             .raw_os_error()

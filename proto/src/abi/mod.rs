@@ -1,6 +1,7 @@
 //! Kernel structs as bytes: explicit padding, no pointers, safe to read from any memory.
 
 pub mod compat;
+pub mod controls;
 pub mod format;
 pub mod v4l2;
 

@@ -21,6 +21,10 @@ pub enum Policy {
     Privileged,
     /// The queue core decides.
     Queue(QueueOp),
+    /// As `Pass`, with the array that the struct points to ([`Row::array`]) carried along.
+    Array,
+    /// As `Array`, and the elements are extended controls, which may point to a payload.
+    Controls(ControlsOp),
     /// As `Pass`, and waits where the client's file is blocking.
     Dqevent,
     /// Answered so, unless the real device does not know the ioctl at all (then `ENOTTY`).
@@ -50,6 +54,55 @@ pub enum QueueOp {
     RemoveBufs,
 }
 
+/// What is done with a list of extended controls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlsOp {
+    /// `VIDIOC_G_EXT_CTRLS`: the driver fills payloads.
+    Get,
+    /// `VIDIOC_S_EXT_CTRLS`, `VIDIOC_TRY_EXT_CTRLS`: it reads them, and writes back what it made of them.
+    Set,
+}
+
+/// An array that a struct points to. The kernel copies it in before the call and out after it, whichever way the
+/// ioctl goes (v4l2-ioctl.c, `check_array_args` and `video_usercopy`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Array {
+    /// Byte offset of the pointer (8 bytes) in the 64-bit struct.
+    pub pointer: usize,
+    /// Byte offset of the number of elements (a `u32`).
+    pub count: usize,
+    /// Bytes of an element, the same in every ABI.
+    pub element: usize,
+    /// So many elements at most,
+    pub limit: u32,
+    /// else this.
+    pub beyond: Errno,
+}
+
+impl Array {
+    /// Bytes of the array that `argument` announces; 0: there is none, and the pointer means nothing.
+    ///
+    /// # Errors
+    /// Too many elements.
+    pub fn len(&self, argument: &[u8]) -> Result<usize, Errno> {
+        match read_u32(argument, self.count) {
+            Some(count) if count <= self.limit => Ok(count as usize * self.element),
+            _ => Err(self.beyond),
+        }
+    }
+
+    /// Where the pointer stands in the struct.
+    #[must_use]
+    pub const fn pointer_bytes(&self) -> std::ops::Range<usize> {
+        self.pointer..self.pointer + 8
+    }
+}
+
+fn read_u32(bytes: &[u8], offset: usize) -> Option<u32> {
+    let raw = bytes.get(offset..)?.first_chunk::<4>()?;
+    Some(u32::from_ne_bytes(*raw))
+}
+
 /// Bytes of a struct that hold a client's pointer (or count what it points to).
 ///
 /// They are zeroed before the kernel sees the struct: it would follow them in the daemon's memory.
@@ -74,10 +127,7 @@ pub struct When {
 
 impl Pointer {
     fn applies(&self, argument: &[u8]) -> bool {
-        let raw = argument
-            .get(self.when.offset..)
-            .and_then(|rest| rest.first_chunk::<4>());
-        raw.is_some_and(|raw| self.when.is_one_of.contains(&u32::from_ne_bytes(*raw)))
+        read_u32(argument, self.when.offset).is_some_and(|value| self.when.is_one_of.contains(&value))
     }
 }
 
@@ -96,6 +146,8 @@ pub struct Row {
     pub always_copy: bool,
     /// Pointers to keep from the kernel.
     pub pointers: &'static [Pointer],
+    /// The array that the struct points to.
+    pub array: Option<Array>,
     /// The number of the ioctl by which a device can be asked, without consequences, whether it knows this one:
     /// an argument of all ones is refused, or nothing is given at all (`_IOR`).
     pub probe: Option<u8>,
@@ -109,6 +161,7 @@ impl Row {
             policy,
             always_copy: false,
             pointers: &[],
+            array: None,
             probe: match policy {
                 Policy::Queue(_) | Policy::Refuse(_) => Some(number),
                 _ => None,
@@ -126,6 +179,11 @@ impl Row {
         self
     }
 
+    const fn array(mut self, array: Array) -> Self {
+        self.array = Some(array);
+        self
+    }
+
     const fn probe(mut self, number: u8) -> Self {
         self.probe = Some(number);
         self
@@ -133,6 +191,12 @@ impl Row {
 
     /// Zeroes what would be a pointer in `argument`, the struct of this row.
     pub fn scrub(&self, argument: &mut [u8]) {
+        if let Some(bytes) = self
+            .array
+            .and_then(|array| argument.get_mut(array.pointer_bytes()))
+        {
+            bytes.fill(0);
+        }
         for pointer in self.pointers.iter() {
             let range = pointer.offset..pointer.offset + pointer.len;
             if pointer.applies(argument)
@@ -239,6 +303,44 @@ mod tests {
         assert_eq!(buffer(1, 2), (true, false));
         assert_eq!(buffer(9, 4), (true, true));
         assert_eq!(buffer(1, 4), (false, false));
+    }
+
+    #[test]
+    fn the_pointer_to_an_array_is_scrubbed_and_its_count_is_bounded() {
+        for (name, limit, element, beyond) in [
+            ("VIDIOC_G_EDID", 256u32, 128, crate::Errno::EINVAL),
+            ("VIDIOC_S_EXT_CTRLS", 1024, 20, crate::Errno::EINVAL),
+        ] {
+            let row = V4L2.iter().find(|row| row.name == name).expect("in the table");
+            let array = row.array.expect("an array");
+            let mut raw = vec![0xaa; row.command.size()];
+            row.scrub(&mut raw);
+            assert!(raw[array.pointer_bytes()].iter().all(|byte| *byte == 0));
+            assert!(raw[..array.pointer].iter().all(|byte| *byte == 0xaa));
+            for (count, len) in [
+                (0, Ok(0)),
+                (1, Ok(element)),
+                (limit, Ok(limit as usize * element)),
+                (limit + 1, Err(beyond)),
+                (u32::MAX, Err(beyond)),
+            ] {
+                raw[array.count..array.count + 4].copy_from_slice(&count.to_ne_bytes());
+                assert_eq!(array.len(&raw), len);
+            }
+            assert_eq!(array.len(&raw[..4]), Err(beyond));
+        }
+    }
+
+    #[test]
+    fn arrays_belong_to_the_rows_whose_policy_carries_them() {
+        for row in V4L2 {
+            let carried = matches!(row.policy, Policy::Array | Policy::Controls(_));
+            assert_eq!(row.array.is_some(), carried, "{}", row.name);
+            if let Some(array) = row.array {
+                assert!(array.pointer + 8 <= row.command.size() && array.count + 4 <= row.command.size());
+                assert!(row.always_copy, "{}", row.name);
+            }
+        }
     }
 
     #[test]

@@ -1,10 +1,8 @@
 //! The V4L2 rows, in the order of `linux/videodev2.h`; sizes are those of the 64-bit structs.
-//!
-//! Left out on purpose until their nested arrays are translated: `G_EDID`, `S_EDID`, `G_EXT_CTRLS`,
-//! `S_EXT_CTRLS`, `TRY_EXT_CTRLS`.
 
-use super::Policy::{Dqevent, Pass, Privileged, Queue, Refuse};
-use super::{Pointer, QueueOp, Row, When};
+use super::ControlsOp::{Get, Set};
+use super::Policy::{Controls, Dqevent, Pass, Privileged, Queue, Refuse};
+use super::{Array, Pointer, Policy, QueueOp, Row, When};
 use crate::Errno;
 use crate::abi::v4l2::buf_type::{
     VIDEO_CAPTURE_MPLANE, VIDEO_OUTPUT_MPLANE, VIDEO_OUTPUT_OVERLAY, VIDEO_OVERLAY,
@@ -54,9 +52,27 @@ const BUFFER_POINTERS: &[Pointer] = &[
     },
 ];
 
+/// `struct v4l2_edid`: `edid`, `blocks`.
+const EDID_BLOCKS: Array = Array {
+    pointer: 32,
+    count: 8,
+    element: 128,
+    limit: 256,
+    beyond: Errno::EINVAL,
+};
+
+/// `struct v4l2_ext_controls`: `controls`, `count` (`V4L2_CID_MAX_CTRLS`).
+const EXT_CONTROLS: Array = Array {
+    pointer: 24,
+    count: 4,
+    element: 20,
+    limit: 1024,
+    beyond: Errno::EINVAL,
+};
+
 /// `S_FBUF` says where in physical memory a driver is to draw: never on behalf of a client, whose right to say so the
 /// driver would look for in the daemon.
-const NEVER: super::Policy = Refuse(Errno::EPERM);
+const NEVER: Policy = Refuse(Errno::EPERM);
 
 /// All V4L2 ioctls that a client may call, ascending by number.
 pub const ROWS: &[Row] = &[
@@ -90,6 +106,12 @@ pub const ROWS: &[Row] = &[
     Row::new("VIDIOC_QUERYMENU", ReadWrite, 37, 44, Pass),
     Row::new("VIDIOC_G_INPUT", Read, 38, 4, Pass),
     Row::new("VIDIOC_S_INPUT", ReadWrite, 39, 4, Pass),
+    Row::new("VIDIOC_G_EDID", ReadWrite, 40, 40, Policy::Array)
+        .array(EDID_BLOCKS)
+        .always_copy(),
+    Row::new("VIDIOC_S_EDID", ReadWrite, 41, 40, Policy::Array)
+        .array(EDID_BLOCKS)
+        .always_copy(),
     Row::new("VIDIOC_G_OUTPUT", Read, 46, 4, Pass),
     Row::new("VIDIOC_S_OUTPUT", ReadWrite, 47, 4, Pass),
     Row::new("VIDIOC_ENUMOUTPUT", ReadWrite, 48, 72, Pass),
@@ -112,6 +134,15 @@ pub const ROWS: &[Row] = &[
     Row::new("VIDIOC_S_PRIORITY", Write, 68, 4, Pass),
     Row::new("VIDIOC_G_SLICED_VBI_CAP", ReadWrite, 69, 116, Pass),
     Row::new("VIDIOC_LOG_STATUS", None, 70, 0, Pass),
+    Row::new("VIDIOC_G_EXT_CTRLS", ReadWrite, 71, 32, Controls(Get))
+        .array(EXT_CONTROLS)
+        .always_copy(),
+    Row::new("VIDIOC_S_EXT_CTRLS", ReadWrite, 72, 32, Controls(Set))
+        .array(EXT_CONTROLS)
+        .always_copy(),
+    Row::new("VIDIOC_TRY_EXT_CTRLS", ReadWrite, 73, 32, Controls(Set))
+        .array(EXT_CONTROLS)
+        .always_copy(),
     Row::new("VIDIOC_ENUM_FRAMESIZES", ReadWrite, 74, 44, Pass),
     Row::new("VIDIOC_ENUM_FRAMEINTERVALS", ReadWrite, 75, 52, Pass),
     Row::new("VIDIOC_G_ENC_INDEX", Read, 76, 2072, Pass),

@@ -3,6 +3,8 @@
 mod budget;
 mod capture;
 mod cases;
+mod controls;
+mod edid;
 mod errnos;
 mod injected;
 pub mod kernel_log;
@@ -25,6 +27,8 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
         Set::Cameras => &[
             capture::TESTS,
             errnos::TESTS,
+            controls::TESTS,
+            edid::TESTS,
             signals::TESTS,
             random::TESTS,
             read::TESTS,

@@ -124,6 +124,15 @@ impl Layout {
     }
 }
 
+/// A `v4l2_plane` of a client of `abi`, where it is not that of this program. Both 32-bit ABIs have the same.
+#[must_use]
+pub const fn plane(abi: ClientAbi) -> Option<&'static Layout> {
+    match abi {
+        ClientAbi::Native => None,
+        ClientAbi::I386 | ClientAbi::Arm32 => Some(&buffer::PLANE),
+    }
+}
+
 /// The layouts that the struct of V4L2 ioctl `number` has in `abi`, where it is not that of this program: one, or one
 /// for each size of time.
 pub(crate) const fn layouts(abi: ClientAbi, number: u8) -> &'static [&'static Layout] {
