@@ -6,6 +6,7 @@ mod cases;
 mod controls;
 mod edid;
 mod errnos;
+mod faults;
 mod injected;
 pub mod kernel_log;
 mod kill_loop;
@@ -46,6 +47,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             m2m::TESTS,
             programs::OUTPUT_TESTS,
             loopback::TESTS,
+            faults::TESTS,
             kernel_log::TESTS,
         ],
     };
