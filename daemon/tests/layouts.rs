@@ -63,6 +63,7 @@ fn size_in_header(name: &str) -> usize {
         "VIDIOC_SUBSCRIBE_EVENT" => size_of::<v4l2_event_subscription>(),
         "VIDIOC_UNSUBSCRIBE_EVENT" => size_of::<v4l2_event_subscription>(),
         "VIDIOC_CREATE_BUFS" => size_of::<v4l2_create_buffers>(),
+        "VIDIOC_REMOVE_BUFS" => size_of::<v4l2_remove_buffers>(),
         "VIDIOC_G_SELECTION" => size_of::<v4l2_selection>(),
         "VIDIOC_S_SELECTION" => size_of::<v4l2_selection>(),
         "VIDIOC_DECODER_CMD" => size_of::<v4l2_decoder_cmd>(),
@@ -101,6 +102,10 @@ macro_rules! same {
 
 #[test]
 fn structs_have_the_fields_of_the_header() {
+    same!(V4l2Plane = v4l2_plane: bytesused = bytesused, length = length, m = m, data_offset = data_offset,
+        reserved = reserved);
+    same!(V4l2RemoveBuffers = v4l2_remove_buffers: index = index, count = count, buf_type = type_,
+        reserved = reserved);
     same!(V4l2Buffer = v4l2_buffer: index = index, buf_type = type_, bytesused = bytesused, flags = flags,
         field = field, timestamp = timestamp, timecode = timecode, sequence = sequence, memory = memory, m = m,
         length = length, reserved2 = reserved2);

@@ -129,8 +129,17 @@ impl Client {
 
     /// Waits until its first thread sleeps in read(2).
     pub fn until_asleep_in_read(&mut self) -> anyhow::Result<()> {
-        self.until("asleep in read", |state, syscall| {
-            state == 'S' && syscall.split_ascii_whitespace().next() == Some("0")
+        self.until_asleep_in("read", "0")
+    }
+
+    /// Waits until its first thread sleeps in write(2).
+    pub fn until_asleep_in_write(&mut self) -> anyhow::Result<()> {
+        self.until_asleep_in("write", "1")
+    }
+
+    fn until_asleep_in(&mut self, what: &str, number: &str) -> anyhow::Result<()> {
+        self.until(&format!("asleep in {what}"), |state, syscall| {
+            state == 'S' && syscall.split_ascii_whitespace().next() == Some(number)
         })?;
         thread::sleep(Duration::from_millis(50));
         Ok(())

@@ -126,7 +126,6 @@ impl Found {
     }
 
     /// Ours beside it: the number is 64 higher.
-    #[allow(dead_code)] // until the first topic that compares such nodes
     pub fn ours(&self) -> PathBuf {
         let prefix = self.file.trim_end_matches(|c: char| c.is_ascii_digit());
         // A number, by its making.

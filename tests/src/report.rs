@@ -1,10 +1,12 @@
 //! What the suite says besides pass and fail: measured figures, and where two sides differ.
 
 use std::fmt::Write;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::bail;
 
+use crate::nodes::Found;
 use crate::video::{Node, ours, real};
 
 static FIGURES: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -32,6 +34,18 @@ pub fn same(
     let native = play(real(number)).map_err(|error| error.context("on the real node"))?;
     let served = play(ours(number)).map_err(|error| error.context("on ours"))?;
     equal(&native, &served)?;
+    Ok(native)
+}
+
+/// The same for a node of any kind.
+pub fn same_on(
+    node: &Found,
+    mut play: impl FnMut(&Path) -> anyhow::Result<Vec<String>>,
+) -> anyhow::Result<Vec<String>> {
+    let on = |path: &Path| format!("on {} of {node}", path.display());
+    let native = play(&node.real()).map_err(|error| error.context(on(&node.real())))?;
+    let served = play(&node.ours()).map_err(|error| error.context(on(&node.ours())))?;
+    equal(&native, &served).map_err(|error| error.context(format!("{node}")))?;
     Ok(native)
 }
 

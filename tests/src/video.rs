@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
+use std::io::{IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use nix::errno::Errno;
@@ -85,12 +86,7 @@ impl Node {
 
     /// With more flags for open(2).
     pub fn open_with(self, flags: i32) -> anyhow::Result<Video> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(flags)
-            .open(self.path());
-        file.map(Video).with_context(|| format!("open {self}"))
+        Video::at(&self.path(), flags)
     }
 }
 
@@ -114,6 +110,10 @@ impl AsFd for Video {
     }
 }
 
+fn errno(error: std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
+}
+
 /// A capture buffer with this pointer and length, as for QBUF.
 pub fn buffer(index: u32, m: u64, length: u32) -> V4l2Buffer {
     V4l2Buffer {
@@ -127,6 +127,46 @@ pub fn buffer(index: u32, m: u64, length: u32) -> V4l2Buffer {
 }
 
 impl Video {
+    /// Opens any node for reading and writing, with more flags for open(2).
+    pub fn at(path: &Path, flags: i32) -> anyhow::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(flags)
+            .open(path);
+        file.map(Self).with_context(|| format!("open {}", path.display()))
+    }
+
+    /// read(2) of at most `size` bytes: those that came.
+    pub fn read(&self, size: usize) -> Result<Vec<u8>, Errno> {
+        let mut bytes = vec![0; size];
+        let count = (&self.0).read(&mut bytes).map_err(errno)?;
+        bytes.truncate(count);
+        Ok(bytes)
+    }
+
+    /// write(2)
+    pub fn write(&self, bytes: &[u8]) -> Result<usize, Errno> {
+        (&self.0).write(bytes).map_err(errno)
+    }
+
+    /// writev(2)
+    pub fn write_vectored(&self, parts: &[IoSlice<'_>]) -> Result<usize, Errno> {
+        (&self.0).write_vectored(parts).map_err(errno)
+    }
+
+    /// `VIDIOC_G_FMT` of a queue.
+    pub fn format_of(&self, buf_type: u32) -> Result<V4l2Format, Errno> {
+        let mut format = V4l2Format::new_zeroed();
+        format.buf_type = buf_type;
+        sys::ioctl(self, command::G_FMT, &mut format).map(|_| format)
+    }
+
+    /// `VIDIOC_S_FMT`: what the driver made of it.
+    pub fn set_format(&self, mut format: V4l2Format) -> Result<V4l2Format, Errno> {
+        sys::ioctl(self, command::S_FMT, &mut format).map(|_| format)
+    }
+
     /// An ioctl on one of the buffer structs.
     pub fn on_buffer(&self, command: u64, mut buffer: V4l2Buffer) -> Result<V4l2Buffer, Errno> {
         sys::ioctl(self, command, &mut buffer).map(|_| buffer)

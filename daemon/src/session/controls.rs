@@ -5,18 +5,17 @@
 //! driver's own order. It knows nothing of particular controls, and remembers nothing of them: the size of one may
 //! change with the format.
 
-use std::fs::File;
-use std::io::Write;
+use std::io;
+use std::ops::Range;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::ClientAbi;
 use vidcompat_proto::abi::controls::{Payload, V4l2ExtControl, V4l2ExtControls, V4l2QueryExtCtrl};
-use vidcompat_proto::ioctl::{ControlsOp, Row};
+use vidcompat_proto::ioctl::Row;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::client::BlockedThread;
-use crate::sys::{CpuUse, HostPayload, Mapping, MemoryFault};
+use crate::sys::{self, HostPayload, MemoryFault, Mirror};
 
 use super::{Requester, Session};
 
@@ -28,20 +27,14 @@ const NO_REQUEST: i32 = -1;
 
 impl Session {
     /// `VIDIOC_G_EXT_CTRLS`, `S_EXT_CTRLS` or `TRY_EXT_CTRLS`.
-    pub(super) fn ext_controls(
-        &self,
-        row: &Row,
-        op: ControlsOp,
-        argument: &mut [u8],
-        who: Requester,
-    ) -> Result<i32, Errno> {
+    pub(super) fn ext_controls(&self, row: &Row, argument: &mut [u8], who: Requester) -> Result<i32, Errno> {
         let array = row.array.ok_or(Errno::ENOTTY)?;
         self.with_array(array, argument, who, |argument, controls, caller| {
             let mut header = V4l2ExtControls::read_from_bytes(argument).map_err(|_| Errno::ENOTTY)?;
             let request_fd = std::mem::replace(&mut header.request_fd, NO_REQUEST);
             let mut charge = None;
             let outcome = carry(
-                Call { op, abi: who.abi },
+                who.abi,
                 controls,
                 caller,
                 |id| self.node.query_ext_ctrl(id).ok(),
@@ -93,13 +86,6 @@ impl ClientMemory for BlockedThread {
     }
 }
 
-/// Which way the payloads of a call go, and how long its pointers are.
-#[derive(Clone, Copy)]
-struct Call {
-    op: ControlsOp,
-    abi: ClientAbi,
-}
-
 /// A control on its way: what the client gave, and what the driver is given for it.
 struct Carried {
     client: V4l2ExtControl,
@@ -117,7 +103,11 @@ enum Held {
         before: Vec<u8>,
         now: Vec<u8>,
     },
-    ReadOnly(Mapping),
+    /// The same where some of the client's memory is out of reach; `before` is what can be written.
+    Mirror {
+        before: Vec<u8>,
+        mirror: Mirror,
+    },
     Unreachable,
 }
 
@@ -147,34 +137,58 @@ impl Carried {
     }
 
     /// Fetches the payload.
-    fn fetch(&mut self, op: ControlsOp, memory: &impl ClientMemory) -> Result<(), Errno> {
+    fn fetch(&mut self, memory: &impl ClientMemory) -> Result<(), Errno> {
         let Some(payload) = self.payload else {
             return Ok(());
         };
         let touched = payload.touched(self.passed);
         let mut before = vec![0; touched as usize];
-        let readable = memory.read(self.client_addr, &mut before).is_ok();
-        let writable = readable && memory.check_writable(self.client_addr, touched).is_ok();
-        self.held = match op {
-            _ if writable => {
+        let all = memory
+            .read(self.client_addr, &mut before)
+            .and_then(|()| memory.check_writable(self.client_addr, touched));
+        self.held = match all {
+            Ok(()) => {
                 let mut now = before.clone();
                 now.resize(self.passed as usize, 0);
                 Held::Bytes { before, now }
             }
-            // The driver takes it, and the kernel fails to write it back.
-            ControlsOp::Set if readable => {
-                Held::ReadOnly(unwritable(&before, self.passed).map_err(|_| Errno::ENOMEM)?)
-            }
-            _ => Held::Unreachable,
+            Err(_) => self.mirror(before, memory).map_err(|_| Errno::ENOMEM)?,
         };
         Ok(())
+    }
+
+    /// What can be reached of the payload, which is `room` for it: a first part can be read, and a first part of that
+    /// written.
+    fn mirror(&self, mut room: Vec<u8>, memory: &impl ClientMemory) -> io::Result<Held> {
+        let page = sys::page_size()?;
+        let in_page = usize::try_from(self.client_addr % page as u64).unwrap_or(0);
+        let (mut readable, mut writable, mut at) = (0, 0, self.client_addr);
+        for piece in pieces(room.len(), page - in_page, page) {
+            // A page at a time, so that the length fits.
+            let len = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+            if memory.read(at, &mut room[piece.clone()]).is_err() {
+                break;
+            }
+            if writable == readable && memory.check_writable(at, len).is_ok() {
+                writable = piece.end;
+            }
+            readable = piece.end;
+            at = at.wrapping_add(len.into());
+        }
+        if readable == 0 {
+            return Ok(Held::Unreachable);
+        }
+        room.truncate(readable);
+        let mirror = Mirror::new(in_page, self.passed as usize, &room, writable)?;
+        room.truncate(writable);
+        Ok(Held::Mirror { before: room, mirror })
     }
 
     fn host(&mut self) -> HostPayload<'_> {
         match &mut self.held {
             Held::Nothing => HostPayload::None,
             Held::Bytes { now, .. } => HostPayload::Bytes(now),
-            Held::ReadOnly(mapping) => HostPayload::ReadOnly(mapping),
+            Held::Mirror { mirror, .. } => HostPayload::Mirror(mirror),
             Held::Unreachable => HostPayload::Unreachable,
         }
     }
@@ -187,8 +201,14 @@ impl Carried {
         if self.payload.is_some() {
             control.value = self.client.value;
         }
-        let Held::Bytes { before, now } = self.held else {
-            return Ok(());
+        let (before, now) = match self.held {
+            Held::Bytes { before, now } => (before, now),
+            Held::Mirror { before, mirror } => {
+                let mut now = vec![0; before.len()];
+                mirror.read(&mut now).map_err(|_| MemoryFault::Fault)?;
+                (before, now)
+            }
+            Held::Nothing | Held::Unreachable => return Ok(()),
         };
         let differs = |at: &usize| before[*at] != now[*at];
         let (Some(first), Some(last)) = ((0..before.len()).find(differs), (0..before.len()).rfind(differs))
@@ -201,12 +221,13 @@ impl Carried {
     }
 }
 
-/// Memory with `bytes` and zeroes up to `len`, which the kernel cannot write for us.
-fn unwritable(bytes: &[u8], len: u32) -> std::io::Result<Mapping> {
-    let mut file = File::from(memfd_create(c"vidcompat-control", MFdFlags::MFD_CLOEXEC)?);
-    file.write_all(bytes)?;
-    file.set_len(len.into())?;
-    Mapping::shared(&file, 0, len as usize, CpuUse::Read)
+/// `0..len` in pieces: the first of `first` bytes, the others of `rest`.
+fn pieces(len: usize, first: usize, rest: usize) -> impl Iterator<Item = Range<usize>> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let end = (if start == 0 { first } else { start + rest }).min(len);
+        (start < len).then(|| std::mem::replace(&mut start, end)..end)
+    })
 }
 
 /// Carries `controls` with their payloads to the driver, which is `call`, and back.
@@ -214,7 +235,7 @@ fn unwritable(bytes: &[u8], len: u32) -> std::io::Result<Mapping> {
 /// `query` tells what the device says of a control, `charge` whether so many bytes may be held meanwhile. There is
 /// `memory` wherever there are controls.
 fn carry(
-    how: Call,
+    abi: ClientAbi,
     controls: &mut [V4l2ExtControl],
     memory: Option<&impl ClientMemory>,
     query: impl Fn(u32) -> Option<V4l2QueryExtCtrl>,
@@ -226,11 +247,11 @@ fn carry(
     };
     let mut carried: Vec<_> = controls
         .iter()
-        .map(|control| Carried::new(*control, how.abi, &query))
+        .map(|control| Carried::new(*control, abi, &query))
         .collect();
     charge(carried.iter().map(|one| 2 * u64::from(one.passed)).sum())?;
     for (one, control) in carried.iter_mut().zip(controls.iter_mut()) {
-        one.fetch(how.op, memory)?;
+        one.fetch(memory)?;
         control.size = one.passed;
     }
     let mut payloads: Vec<_> = carried.iter_mut().map(Carried::host).collect();

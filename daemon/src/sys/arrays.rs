@@ -7,7 +7,7 @@ use vidcompat_proto::abi::controls::V4l2ExtControl;
 use vidcompat_proto::ioctl::{Array, Policy, Row};
 use zerocopy::IntoBytes;
 
-use super::Mapping;
+use super::Mirror;
 
 /// What the kernel is to find behind the pointer of an extended control.
 #[derive(Debug)]
@@ -16,8 +16,8 @@ pub enum HostPayload<'a> {
     None,
     /// Memory of ours, read and written.
     Bytes(&'a mut [u8]),
-    /// Memory of ours that cannot be written: an attempt is the kernel's EFAULT.
-    ReadOnly(&'a Mapping),
+    /// Memory of ours that is in part out of reach: an access there is the kernel's EFAULT.
+    Mirror(&'a Mirror),
     /// No memory: any access is the kernel's EFAULT.
     Unreachable,
 }
@@ -56,7 +56,7 @@ pub fn ext_controls(
     controls: &mut [V4l2ExtControl],
     payloads: &mut [HostPayload<'_>],
 ) -> Result<i32, Errno> {
-    let (Some(place), Policy::Controls(_)) = (row.array, row.policy) else {
+    let (Some(place), Policy::Controls) = (row.array, row.policy) else {
         return Err(Errno::EINVAL);
     };
     if controls.len() != payloads.len() {
@@ -69,7 +69,7 @@ pub fn ext_controls(
                 continue;
             }
             HostPayload::Bytes(bytes) => (bytes.as_mut_ptr().expose_provenance() as u64, bytes.len()),
-            HostPayload::ReadOnly(mapping) => (mapping.host_ptr().expose_provenance() as u64, mapping.size()),
+            HostPayload::Mirror(mirror) => (mirror.host_ptr().expose_provenance() as u64, mirror.size()),
             HostPayload::Unreachable => (NOWHERE, usize::MAX),
         };
         if control.size as usize > len {
@@ -109,7 +109,7 @@ fn call(
     // out of `array` as the count in `argument` announces (v4l2-ioctl.c, check_array_args), which `place.len` found to be
     // all of it; both are borrowed mutably. Elements of `Policy::Array` hold no pointers. An extended control's pointer
     // is followed for at most its `size` bytes as passed (v4l2-ctrls-api.c, prepare_ext_ctrls and what follows it):
-    // `ext_controls` has made that 0, or checked it against the mutably borrowed or unwritable memory that it set the
+    // `ext_controls` has made that 0, or checked it against the mutably borrowed memory or the mirror that it set the
     // pointer to, or set the pointer to an address that the kernel refuses.
     let result = unsafe { libc::ioctl(file.as_fd().as_raw_fd(), request, argument.as_mut_ptr()) };
     let outcome = if result < 0 {

@@ -6,6 +6,7 @@
 mod arrays;
 mod dma_buf;
 mod map;
+mod mirror;
 mod planes;
 mod process;
 mod procmap;
@@ -15,6 +16,7 @@ mod v4l2;
 pub use arrays::{HostPayload, ext_controls, ioctl_with_array};
 pub use dma_buf::{CpuUse, sync_end, sync_start};
 pub use map::Mapping;
+pub use mirror::{Mirror, page_size};
 pub use planes::buffer_ioctl;
 pub use process::{
     MemoryFault, RemoteMemory, pidfd_open_thread, read_byte, read_bytes, read_into, write_bytes, write_from,

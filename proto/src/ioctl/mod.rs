@@ -24,7 +24,7 @@ pub enum Policy {
     /// As `Pass`, with the array that the struct points to ([`Row::array`]) carried along.
     Array,
     /// As `Array`, and the elements are extended controls, which may point to a payload.
-    Controls(ControlsOp),
+    Controls,
     /// As `Pass`, and waits where the client's file is blocking.
     Dqevent,
     /// Answered so, unless the real device does not know the ioctl at all (then `ENOTTY`).
@@ -52,15 +52,6 @@ pub enum QueueOp {
     PrepareBuf,
     /// `VIDIOC_REMOVE_BUFS`
     RemoveBufs,
-}
-
-/// What is done with a list of extended controls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ControlsOp {
-    /// `VIDIOC_G_EXT_CTRLS`: the driver fills payloads.
-    Get,
-    /// `VIDIOC_S_EXT_CTRLS`, `VIDIOC_TRY_EXT_CTRLS`: it reads them, and writes back what it made of them.
-    Set,
 }
 
 /// An array that a struct points to. The kernel copies it in before the call and out after it, whichever way the
@@ -334,7 +325,7 @@ mod tests {
     #[test]
     fn arrays_belong_to_the_rows_whose_policy_carries_them() {
         for row in V4L2 {
-            let carried = matches!(row.policy, Policy::Array | Policy::Controls(_));
+            let carried = matches!(row.policy, Policy::Array | Policy::Controls);
             assert_eq!(row.array.is_some(), carried, "{}", row.name);
             if let Some(array) = row.array {
                 assert!(array.pointer + 8 <= row.command.size() && array.count + 4 <= row.command.size());

@@ -1,6 +1,5 @@
 //! The V4L2 rows, in the order of `linux/videodev2.h`; sizes are those of the 64-bit structs.
 
-use super::ControlsOp::{Get, Set};
 use super::Policy::{Controls, Dqevent, Pass, Privileged, Queue, Refuse};
 use super::{Array, Pointer, Policy, QueueOp, Row, When};
 use crate::Errno;
@@ -134,13 +133,13 @@ pub const ROWS: &[Row] = &[
     Row::new("VIDIOC_S_PRIORITY", Write, 68, 4, Pass),
     Row::new("VIDIOC_G_SLICED_VBI_CAP", ReadWrite, 69, 116, Pass),
     Row::new("VIDIOC_LOG_STATUS", None, 70, 0, Pass),
-    Row::new("VIDIOC_G_EXT_CTRLS", ReadWrite, 71, 32, Controls(Get))
+    Row::new("VIDIOC_G_EXT_CTRLS", ReadWrite, 71, 32, Controls)
         .array(EXT_CONTROLS)
         .always_copy(),
-    Row::new("VIDIOC_S_EXT_CTRLS", ReadWrite, 72, 32, Controls(Set))
+    Row::new("VIDIOC_S_EXT_CTRLS", ReadWrite, 72, 32, Controls)
         .array(EXT_CONTROLS)
         .always_copy(),
-    Row::new("VIDIOC_TRY_EXT_CTRLS", ReadWrite, 73, 32, Controls(Set))
+    Row::new("VIDIOC_TRY_EXT_CTRLS", ReadWrite, 73, 32, Controls)
         .array(EXT_CONTROLS)
         .always_copy(),
     Row::new("VIDIOC_ENUM_FRAMESIZES", ReadWrite, 74, 44, Pass),

@@ -5,6 +5,7 @@
 //! followed by a look at what it has made of them.
 
 use std::fmt::Write;
+use std::sync::OnceLock;
 
 use anyhow::{Context, ensure};
 use vidcompat_proto::abi::controls::{V4l2ExtControl, V4l2ExtControls};
@@ -166,7 +167,7 @@ const fn slot(number: usize) -> usize {
 
 impl Call {
     fn new(header: V4l2ExtControls, given: &[Given]) -> anyhow::Result<Self> {
-        let pages = Pages::new(SLOTS + SLOT_COUNT * SLOT)?;
+        let pages = Pages::new(slot(given.len().min(SLOT_COUNT)))?;
         let call = Self { pages };
         for (number, one) in given.iter().enumerate() {
             if number < SLOT_COUNT {
@@ -382,30 +383,83 @@ fn values() -> Vec<Given> {
     ]
 }
 
-/// Sets every control that a test touches, through the real node. Those that an old kernel has not are left out.
-fn reset() -> anyhow::Result<()> {
-    let video = real(VMALLOC).open()?;
-    for one in before().into_iter().chain(values()) {
-        let told = plain(&video, S, 0, std::slice::from_ref(&one))?;
-        let missing = one.id >= id::AREA && told.starts_with("Err(EINVAL)");
-        ensure!(told.starts_with("Ok(0)") || missing, "{:#x}: {told}", one.id);
+/// All controls that a test touches and that this kernel's vivid has.
+fn touched() -> anyhow::Result<Vec<Given>> {
+    static KNOWN: OnceLock<Vec<u32>> = OnceLock::new();
+    let all = before().into_iter().chain(values());
+    if let Some(known) = KNOWN.get() {
+        return Ok(all.filter(|one| known.contains(&one.id)).collect());
     }
-    Ok(())
+    let video = real(VMALLOC).open()?;
+    let mut known = Vec::new();
+    for one in all {
+        let told = plain(&video, G, 0, &[value(one.id, 0)])?;
+        let missing = one.id > id::AREA && told.starts_with("Err(EINVAL)");
+        ensure!(
+            told.starts_with("Ok(0)") || told.starts_with("Err(ENOSPC)") || missing,
+            "{told}"
+        );
+        if !missing {
+            known.push(one.id);
+        }
+    }
+    KNOWN.get_or_init(|| known);
+    touched()
 }
 
-/// What all controls are now, by the real node, one by one.
-fn state() -> anyhow::Result<String> {
-    let video = real(VMALLOC).open()?;
-    let mut text = String::new();
-    for one in before().into_iter().chain(values()) {
-        let one = match one.value {
-            Value::Raw(_) => one,
-            _ => payload(one.id, vec![FILL; 1000]),
+/// One list of `controls` through the real node: its values and payloads as they are then.
+fn at_once(command: u64, controls: &[Given]) -> anyhow::Result<String> {
+    const ROOM: usize = 1024;
+    let pages = Pages::new(PAGE + controls.len() * ROOM)?;
+    pages.write(PAGE, &vec![FILL; controls.len() * ROOM])?;
+    let mut raw = header(0, controls.len());
+    raw.controls = pages.at(64);
+    pages.write(0, raw.as_bytes())?;
+    let mut list = Vec::new();
+    for (number, one) in controls.iter().enumerate() {
+        let at = PAGE + number * ROOM;
+        let value = match &one.value {
+            Value::Raw(raw) => *raw,
+            Value::At(bytes) | Value::Across(bytes, _) => {
+                pages.write(at, bytes)?;
+                pages.at(at)
+            }
         };
-        let told = plain(&video, G, 0, &[one])?;
-        text.push_str(told.split_once(']').map_or(&*told, |(_, control)| control));
+        list.push(V4l2ExtControl {
+            id: one.id,
+            size: one.size,
+            reserved2: 0,
+            value: value.to_ne_bytes(),
+        });
+    }
+    pages.write(64, list.as_bytes())?;
+    sys::ioctl_in(&real(VMALLOC).open()?, command, &pages, 0).context("the values in between")?;
+    let mut text = String::new();
+    for (number, one) in controls.iter().enumerate() {
+        let raw = pages.read(64 + number * 20, 20)?;
+        match one.value {
+            Value::Raw(_) => write!(text, "{:x?} ", &raw[12..])?,
+            _ => text.push_str(&show_bytes(&pages.read(PAGE + number * ROOM, ROOM)?, 0)),
+        }
     }
     Ok(text)
+}
+
+/// Sets every control that a test touches, through the real node.
+fn reset() -> anyhow::Result<()> {
+    at_once(S, &touched()?).map(drop)
+}
+
+/// What all controls are now, by the real node.
+fn state() -> anyhow::Result<String> {
+    let controls: Vec<_> = touched()?
+        .into_iter()
+        .map(|one| match one.value {
+            Value::Raw(_) => one,
+            _ => payload(one.id, vec![FILL; 1000]),
+        })
+        .collect();
+    at_once(G, &controls)
 }
 
 /// A call that is compared: its name, command, header, controls, damage.
@@ -533,7 +587,6 @@ fn sizes() -> anyhow::Result<()> {
         }
     }
     let lines = compare("payloads of every size", &cases)?;
-    // 28 is ENOSPC.
     told(&lines, "G 0x98f909 of 255: Err(ENOSPC)")?;
     told(&lines, "S 0x98f909 of 255: Err(EFAULT)")?;
     told(&lines, "S 0x98f909 of 4294967295: Ok(0)")?;
@@ -653,6 +706,28 @@ fn bad_memory() -> anyhow::Result<()> {
                 cases.push(hurting);
             }
         }
+        // More is claimed than is there, and what is there is enough, or too little by one.
+        for (one, there) in [
+            (payload(id::STRING, b"wx\0".to_vec()), 5),
+            (payload(id::STRING, b"wx\0".to_vec()), 4),
+            (payload(id::STRING, b"wx\0".to_vec()), 3),
+            (payload(id::DYN_ARRAY, words(&[11u32, 12, 13])), 12),
+            (payload(id::DYN_ARRAY, words(&[11u32, 12, 13])), 11),
+            (payload(id::AREA, words(&[11u32, 12])), 8),
+        ] {
+            for hurt in [Hurt::ReadOnly, Hurt::NoAccess, Hurt::Unmapped] {
+                let mut list = [integer.clone(), one.clone().size(300), last.clone()];
+                let Value::At(bytes) = &one.value else { continue };
+                list[1].value = Value::Across(bytes.clone(), there);
+                let mut claims = case(
+                    format!("{:#x} with {there} of 300 bytes, then {hurt:?}", one.id),
+                    command,
+                    &list,
+                );
+                claims.damage = Damage::Payload(1, hurt);
+                cases.push(claims);
+            }
+        }
         for pointer in [0, 20, 0xffff_8000_0000_0000, u64::MAX - 10] {
             let mut nowhere = case(
                 format!("the list at {pointer:#x}"),
@@ -666,7 +741,8 @@ fn bad_memory() -> anyhow::Result<()> {
     let lines = compare("bad memory", &cases)?;
     // A string that cannot be written back is set all the same, and what follows it is not.
     told(&lines, "S 0x98f905 ReadOnly: Err(EFAULT)")?;
-    told(&lines, "G 0x98f909 ReadOnly: Err(EFAULT)")
+    told(&lines, "G 0x98f909 ReadOnly: Err(EFAULT)")?;
+    told(&lines, "G 0x98f905 with 4 of 300 bytes, then Unmapped: Ok(0)")
 }
 
 fn garbage() -> anyhow::Result<()> {
@@ -812,12 +888,7 @@ fn listed() -> anyhow::Result<()> {
             arguments.extend(options);
             let (status, output) = crate::client::run_any("v4l2-ctl", &arguments, 4 * AT_ONCE)?;
             lines.push(format!("{options:?}: {status}"));
-            lines.extend(
-                output
-                    .lines()
-                    .filter(|line| !is_volatile(line))
-                    .map(str::to_owned),
-            );
+            lines.extend(comparable(&output));
         }
         Ok(lines)
     });
@@ -832,9 +903,22 @@ fn listed() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What changes by itself, and what is said of the media controller, where our node is not.
-fn is_volatile(line: &str) -> bool {
-    ["gain 0x", "gain (int)"]
-        .iter()
-        .any(|word| line.trim_start().starts_with(word))
+/// Without what changes by itself, and without what is said of the media controller: `MEDIA_IOC_*` finds the entity of
+/// a node by its device number, and ours has another.
+fn comparable(output: &str) -> Vec<String> {
+    let mut media = false;
+    let is_media = ["Media Driver Info:", "Interface Info:", "Entity Info:"];
+    let mut keep = |line: &&str| {
+        if !line.starts_with('\t') {
+            media = is_media.contains(line);
+        }
+        let volatile =
+            line.trim_start().starts_with("gain 0x") || line.starts_with("FAIL: could not find device");
+        !media && !volatile
+    };
+    output
+        .lines()
+        .filter(|line| keep(line))
+        .map(str::to_owned)
+        .collect()
 }

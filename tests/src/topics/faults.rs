@@ -117,7 +117,9 @@ fn lose(node: Node, go_away: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Res
     lines.push(format!("mmap: {}", word(sys::try_mmap(&idle, 4096))));
     let asleep = !sleeper.has_ended()?;
     lines.push(format!("the one in DQBUF still sleeps: {asleep}"));
-    sleeper.signal(Signal::SIGTERM)?;
+    if asleep {
+        sleeper.signal(Signal::SIGTERM)?;
+    }
     let status = sleeper.end(AT_ONCE)?;
     lines.push(format!("it ended: {status}; {}", sleeper.rest().trim_end()));
     drop(idle);

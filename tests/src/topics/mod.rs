@@ -3,9 +3,11 @@
 mod budget;
 mod capture;
 mod cases;
+mod compliance;
 mod controls;
 mod edid;
 mod errnos;
+mod fallback;
 mod faults;
 mod injected;
 pub mod kernel_log;
@@ -14,11 +16,14 @@ mod lifecycle;
 mod loopback;
 mod m2m;
 mod memory;
+mod nodes;
 mod programs;
 mod random;
 mod read;
 mod readiness;
 mod signals;
+mod verdicts;
+mod write;
 
 use crate::setup::{Set, Test};
 
@@ -37,16 +42,19 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             budget::TESTS,
             injected::TESTS,
             programs::TESTS,
+            fallback::TESTS,
             readiness::TESTS,
             kill_loop::TESTS,
             lifecycle::TESTS,
             kernel_log::TESTS,
         ],
-        Set::Kinds => &[kernel_log::TESTS],
+        Set::Kinds => &[nodes::TESTS, write::TESTS, compliance::KINDS, kernel_log::TESTS],
         Set::M2m => &[
+            nodes::M2M_TESTS,
             m2m::TESTS,
             programs::OUTPUT_TESTS,
             loopback::TESTS,
+            compliance::M2M,
             faults::TESTS,
             kernel_log::TESTS,
         ],

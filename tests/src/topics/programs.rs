@@ -268,7 +268,7 @@ fn ustreamer() -> anyhow::Result<()> {
 }
 
 /// gst-launch with only the plugins that are needed: all of them take half a minute to look at.
-fn gst_launch(pipeline: &str) -> anyhow::Result<String> {
+pub fn gst_launch(pipeline: &str) -> anyhow::Result<String> {
     let dir = "/tmp/gst";
     if !fs::exists(dir)? {
         fs::create_dir(dir)?;

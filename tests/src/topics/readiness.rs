@@ -57,8 +57,8 @@ pub const TESTS: &[(&str, Test)] = &[
     ),
 ];
 
-const QUIET: u16 = 150;
-const READY: u16 = 3000;
+pub(super) const QUIET: u16 = 150;
+pub(super) const READY: u16 = 3000;
 
 fn set_flags(video: &Video, flags: OFlag) -> anyhow::Result<()> {
     fcntl(video, FcntlArg::F_SETFL(OFlag::O_RDWR | flags))?;
@@ -134,13 +134,13 @@ fn nonblock_at_open() -> anyhow::Result<()> {
 }
 
 /// Asks once what is ready, waiting up to so many milliseconds.
-type Ask = fn(&Video, PollFlags, u16) -> anyhow::Result<String>;
+pub(super) type Ask = fn(&Video, PollFlags, u16) -> anyhow::Result<String>;
 
-fn poll(video: &Video, events: PollFlags, timeout: u16) -> anyhow::Result<String> {
+pub(super) fn poll(video: &Video, events: PollFlags, timeout: u16) -> anyhow::Result<String> {
     Ok(format!("{:?}", video.poll(events, timeout)?))
 }
 
-fn select_once(video: &Video, events: PollFlags, timeout: u16) -> anyhow::Result<String> {
+pub(super) fn select_once(video: &Video, events: PollFlags, timeout: u16) -> anyhow::Result<String> {
     let set = |wanted| {
         let mut set = FdSet::new();
         if events.intersects(wanted) {
@@ -170,7 +170,7 @@ fn select_once(video: &Video, events: PollFlags, timeout: u16) -> anyhow::Result
     ))
 }
 
-fn epoll_once(video: &Video, events: PollFlags, timeout: u16) -> anyhow::Result<String> {
+pub(super) fn epoll_once(video: &Video, events: PollFlags, timeout: u16) -> anyhow::Result<String> {
     let epoll = Epoll::new(EpollCreateFlags::empty())?;
     // The bits are the same ones.
     let flags = EpollFlags::from_bits_truncate(i32::from(events.bits()));

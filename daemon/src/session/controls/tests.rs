@@ -5,11 +5,10 @@ use std::cell::RefCell;
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::ClientAbi;
 use vidcompat_proto::abi::controls::{V4l2ExtControl, V4l2QueryExtCtrl, control_flag};
-use vidcompat_proto::ioctl::ControlsOp::{self, Get, Set};
 use zerocopy::FromZeros;
 
-use super::{Call, ClientMemory, carry};
-use crate::sys::{HostPayload, MemoryFault};
+use super::{ClientMemory, carry};
+use crate::sys::{self, HostPayload, MemoryFault};
 
 /// A client with one piece of memory at `START`, of which the first `writable` bytes can be written.
 struct Fake {
@@ -87,14 +86,13 @@ const NATIVE: ClientAbi = ClientAbi::Native;
 
 /// One control on its way; `driver` gets it with its payload.
 fn one(
-    (op, abi): (ControlsOp, ClientAbi),
     control: &mut V4l2ExtControl,
     memory: &Fake,
     query: impl Fn(u32) -> Option<V4l2QueryExtCtrl>,
     driver: impl FnOnce(&mut V4l2ExtControl, &mut HostPayload<'_>) -> Result<i32, Errno>,
 ) -> Result<i32, Errno> {
     carry(
-        Call { op, abi },
+        NATIVE,
         std::slice::from_mut(control),
         Some(memory),
         query,
@@ -119,33 +117,25 @@ fn pattern(len: usize, step: usize) -> Vec<u8> {
 #[test]
 fn a_payload_beyond_128_kib_goes_both_ways_whole() {
     let (given, taken) = (pattern(300_000, 7), pattern(300_000, 3));
-    for op in [Get, Set] {
-        let memory = Fake::new(given.clone());
-        let mut control = control(300_000, START);
-        let outcome = one(
-            (op, NATIVE),
-            &mut control,
-            &memory,
-            holding(4, 75_000),
-            |control, payload| {
-                assert_eq!(control.size, 300_000);
-                let bytes = bytes(payload);
-                assert!(*bytes == given);
-                bytes.copy_from_slice(&taken);
-                Ok(0)
-            },
-        );
-        assert_eq!(outcome, Ok(0));
-        assert!(*memory.bytes.borrow() == taken);
-        assert_eq!((control.size, control.value), (300_000, START.to_ne_bytes()));
-    }
+    let memory = Fake::new(given.clone());
+    let mut control = control(300_000, START);
+    let outcome = one(&mut control, &memory, holding(4, 75_000), |control, payload| {
+        assert_eq!(control.size, 300_000);
+        let bytes = bytes(payload);
+        assert!(*bytes == given);
+        bytes.copy_from_slice(&taken);
+        Ok(0)
+    });
+    assert_eq!(outcome, Ok(0));
+    assert!(*memory.bytes.borrow() == taken);
+    assert_eq!((control.size, control.value), (300_000, START.to_ne_bytes()));
 }
 
 #[test]
 fn only_what_the_driver_wrote_is_written() {
     let memory = Fake::new(b"old text, and more".to_vec());
     let mut text = control(18, START);
-    one((Get, NATIVE), &mut text, &memory, holding(18, 1), |_, payload| {
+    one(&mut text, &memory, holding(18, 1), |_, payload| {
         bytes(payload)[..4].copy_from_slice(b"odd\0");
         Ok(0)
     })
@@ -154,7 +144,7 @@ fn only_what_the_driver_wrote_is_written() {
     assert_eq!(*memory.writes.borrow(), [(START + 1, 3)]);
 
     let mut same = control(18, START);
-    one((Set, NATIVE), &mut same, &memory, holding(18, 1), |_, _| Ok(0)).expect("all is well");
+    one(&mut same, &memory, holding(18, 1), |_, _| Ok(0)).expect("all is well");
     assert_eq!(memory.writes.borrow().len(), 1);
 }
 
@@ -162,36 +152,30 @@ fn only_what_the_driver_wrote_is_written() {
 fn what_the_driver_wrote_before_it_failed_is_written_too() {
     let memory = Fake::new(vec![0; 8]);
     let mut control = control(8, START);
-    let outcome = one(
-        (Get, NATIVE),
-        &mut control,
-        &memory,
-        holding(8, 1),
-        |_, payload| {
-            bytes(payload).fill(7);
-            Err(Errno::EIO)
-        },
-    );
+    let outcome = one(&mut control, &memory, holding(8, 1), |_, payload| {
+        bytes(payload).fill(7);
+        Err(Errno::EIO)
+    });
     assert_eq!(outcome, Err(Errno::EIO));
     assert_eq!(*memory.bytes.borrow(), [7; 8]);
 }
 
 #[test]
 fn memory_of_ours_is_as_accessible_as_the_clients() {
-    let mut memory = Fake::new(pattern(100, 1));
-    memory.writable = 50;
-    let seen = |op, at: u64| {
+    let page = sys::page_size().expect("pages");
+    let mut memory = Fake::new(pattern(3 * page, 1));
+    memory.writable = 2 * page;
+    let seen = |at: usize| {
         let mut told = String::new();
         one(
-            (op, NATIVE),
-            &mut control(10, START + at),
+            &mut control(10, START + u64::try_from(at).expect("small")),
             &memory,
             holding(10, 1),
             |_, payload| {
                 told = match payload {
                     HostPayload::None => "none".to_owned(),
-                    HostPayload::Bytes(bytes) => format!("{} bytes from {}", bytes.len(), bytes[0]),
-                    HostPayload::ReadOnly(mapping) => format!("{} read-only", mapping.size()),
+                    HostPayload::Bytes(bytes) => format!("{} bytes", bytes.len()),
+                    HostPayload::Mirror(mirror) => format!("{} mirrored", mirror.size()),
                     HostPayload::Unreachable => "unreachable".to_owned(),
                 };
                 Ok(0)
@@ -200,10 +184,26 @@ fn memory_of_ours_is_as_accessible_as_the_clients() {
         .expect("the driver's word");
         told
     };
-    assert_eq!([Get, Set].map(|op| seen(op, 40)), ["10 bytes from 40"; 2]);
-    assert_eq!([Get, Set].map(|op| seen(op, 41)), ["unreachable", "10 read-only"]);
-    assert_eq!([Get, Set].map(|op| seen(op, 91)), ["unreachable"; 2]);
-    assert_eq!(seen(Set, u64::MAX - START), "unreachable");
+    assert_eq!(seen(2 * page - 10), "10 bytes");
+    assert_eq!(seen(2 * page - 9), "10 mirrored");
+    assert_eq!(seen(2 * page), "10 mirrored");
+    assert_eq!(seen(3 * page - 2), "10 mirrored");
+    assert_eq!(seen(3 * page), "unreachable");
+    let mut nowhere = control(10, u64::MAX - 3);
+    one(&mut nowhere, &memory, holding(10, 1), |_, payload| {
+        assert!(matches!(payload, HostPayload::Unreachable));
+        Ok(0)
+    })
+    .expect("the driver's word");
+}
+
+#[test]
+fn a_payload_is_looked_at_page_by_page() {
+    let all = |len, first| super::pieces(len, first, 4).collect::<Vec<_>>();
+    assert_eq!(all(9, 1), [0..1, 1..5, 5..9]);
+    assert_eq!(all(3, 4), all(3, 5));
+    assert_eq!(all(3, 4).len(), 1);
+    assert!(all(0, 4).is_empty());
 }
 
 #[test]
@@ -212,7 +212,6 @@ fn a_value_is_no_pointer_whatever_its_size_says() {
     for query in [None, Some(V4l2QueryExtCtrl::new_zeroed())] {
         let mut control = control(8, START);
         one(
-            (Set, NATIVE),
             &mut control,
             &memory,
             |_| query,
@@ -234,7 +233,6 @@ fn of_size_0_nobody_is_asked_and_the_size_that_the_driver_wants_comes_back() {
     let memory = Fake::new(vec![1; 8]);
     let mut control = control(0, START);
     let outcome = one(
-        (Get, NATIVE),
         &mut control,
         &memory,
         |_| panic!("nothing to ask"),
@@ -252,17 +250,11 @@ fn a_size_larger_than_any_is_the_clients_again_if_the_driver_did_not_change_it()
     let memory = Fake::new(vec![1; 8]);
     let ask = |size_after: Option<u32>| {
         let mut control = control(u32::MAX, START);
-        one(
-            (Get, NATIVE),
-            &mut control,
-            &memory,
-            holding(4, 2),
-            |control, payload| {
-                assert_eq!((control.size, bytes(payload).len()), (12, 12));
-                control.size = size_after.unwrap_or(control.size);
-                Ok(0)
-            },
-        )
+        one(&mut control, &memory, holding(4, 2), |control, payload| {
+            assert_eq!((control.size, bytes(payload).len()), (12, 12));
+            control.size = size_after.unwrap_or(control.size);
+            Ok(0)
+        })
         .expect("the driver's word");
         control.size
     };
@@ -280,13 +272,14 @@ fn a_32_bit_pointer_is_the_first_half_and_the_other_half_stays() {
         value,
         ..control(8, 0)
     };
-    one(
-        (Set, ClientAbi::I386),
-        &mut control,
-        &memory,
+    carry(
+        ClientAbi::I386,
+        std::slice::from_mut(&mut control),
+        Some(&memory),
         holding(8, 1),
-        |_, payload| {
-            bytes(payload).fill(2);
+        |_| Ok(()),
+        |_, payloads| {
+            bytes(&mut payloads[0]).fill(2);
             Ok(0)
         },
     )
@@ -300,7 +293,7 @@ fn a_list_beyond_the_budget_never_reaches_the_driver() {
     let memory = Fake::new(vec![1; 8]);
     let mut controls = [control(u32::MAX, START), control(1 << 20, START)];
     let outcome = carry(
-        Call { op: Set, abi: NATIVE },
+        NATIVE,
         &mut controls,
         Some(&memory),
         holding(1 << 16, 1 << 16),
@@ -318,16 +311,10 @@ fn a_list_beyond_the_budget_never_reaches_the_driver() {
 fn memory_that_vanished_meanwhile_is_a_fault() {
     let memory = Fake::new(vec![1; 8]);
     let mut control = control(8, START);
-    let outcome = one(
-        (Get, NATIVE),
-        &mut control,
-        &memory,
-        holding(8, 1),
-        |_, payload| {
-            bytes(payload).fill(2);
-            memory.bytes.borrow_mut().clear();
-            Ok(0)
-        },
-    );
+    let outcome = one(&mut control, &memory, holding(8, 1), |_, payload| {
+        bytes(payload).fill(2);
+        memory.bytes.borrow_mut().clear();
+        Ok(0)
+    });
     assert_eq!(outcome, Err(Errno::EFAULT));
 }
