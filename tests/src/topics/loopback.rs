@@ -221,7 +221,15 @@ fn produce() -> anyhow::Result<()> {
     thread::sleep(Duration::from_millis(300));
     let (native, to) = (real(number).to_string(), "/tmp/loopback-frames");
     let output = format!("--stream-to={to}");
-    let arguments = ["-d", &native, "--stream-mmap=4", "--stream-count=40", &output];
+    // The ring may still hold frames that an earlier writer made, of another size.
+    let arguments = [
+        "-d",
+        &native,
+        "--stream-mmap=4",
+        "--stream-skip=10",
+        "--stream-count=40",
+        &output,
+    ];
     let captured = run("v4l2-ctl", &arguments, PATIENCE);
     stop.store(true, Ordering::Relaxed);
     let written = writer.join().ok().context("the producer panicked")?;
