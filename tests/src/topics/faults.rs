@@ -115,6 +115,10 @@ fn lose(node: Node, go_away: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Res
     ));
     lines.push(format!("read: {}", word(sys::read(&idle, &pages, 0, 100))));
     lines.push(format!("mmap: {}", word(sys::try_mmap(&idle, 4096))));
+    let end = Instant::now() + Duration::from_secs(2);
+    while !sleeper.has_ended()? && Instant::now() < end {
+        thread::sleep(Duration::from_millis(10));
+    }
     let asleep = !sleeper.has_ended()?;
     lines.push(format!("the one in DQBUF still sleeps: {asleep}"));
     if asleep {
