@@ -40,7 +40,7 @@ fn frames(count: usize, bytes: usize) -> Vec<u8> {
     let byte = |at: usize| {
         let (frame, place) = (at / bytes, at % bytes);
         // Slopes that wander from frame to frame, and a little roughness; cut to 8 bits on purpose.
-        ((place / 3 + frame * 5) % 256 ^ (place / WIDTH % 7)).to_le_bytes()[0]
+        (((place / 3 + frame * 5) % 256) ^ (place / WIDTH % 7)).to_le_bytes()[0]
     };
     (0..count * bytes).map(byte).collect()
 }
