@@ -119,6 +119,12 @@ impl Found {
         PathBuf::from("/dev").join(&self.file)
     }
 
+    /// N of `/dev/videoN`.
+    pub fn number(&self) -> anyhow::Result<u32> {
+        let number = self.file.strip_prefix("video").and_then(|n| n.parse().ok());
+        number.with_context(|| format!("{self} is not a video node"))
+    }
+
     /// Ours beside it: the number is 64 higher.
     pub fn ours(&self) -> PathBuf {
         let prefix = self.file.trim_end_matches(|c: char| c.is_ascii_digit());

@@ -60,6 +60,12 @@ pub fn is_long() -> bool {
     std::env::var("VIDCOMPAT_LONG").is_ok_and(|value| !value.is_empty() && value != "0")
 }
 
+/// Is the real node to take the place of ours (`VIDCOMPAT_BOTH_REAL=1`)? A test that then fails compares what differs
+/// from run to run, and would say nothing about ours.
+pub fn both_real() -> bool {
+    std::env::var("VIDCOMPAT_BOTH_REAL").is_ok_and(|value| value == "1")
+}
+
 /// Is it Debian's 6.1, with neither dma-heap nor USERPTR's newer rules?
 pub fn is_6_1() -> bool {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").is_ok_and(|release| release.starts_with("6.1."))

@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use vidcompat_proto::abi::v4l2::{V4l2Buffer, V4l2CreateBuffers, V4l2Format, V4l2RequestBuffers};
 use zerocopy::FromZeros;
 
+use crate::setup::both_real;
 use crate::sys;
 
 pub use vidcompat_proto::abi::v4l2::buf_type::VIDEO_CAPTURE as CAPTURE;
@@ -92,8 +93,8 @@ impl Node {
 impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let number = match self.side {
-            Side::Real => self.number,
-            Side::Ours => self.number + 64,
+            Side::Ours if !both_real() => self.number + 64,
+            _ => self.number,
         };
         write!(f, "/dev/video{number}")
     }

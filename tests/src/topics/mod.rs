@@ -9,12 +9,17 @@ mod controls;
 mod conversion;
 mod edid;
 mod errnos;
+mod fallback;
+mod faults;
 mod injected;
 pub mod kernel_log;
 mod kill_loop;
 mod lifecycle;
+mod loopback;
+mod m2m;
 mod memory;
 mod nodes;
+mod programs;
 mod random;
 mod read;
 mod readiness;
@@ -38,6 +43,8 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             memory::TESTS,
             budget::TESTS,
             injected::TESTS,
+            programs::TESTS,
+            fallback::TESTS,
             readiness::TESTS,
             kill_loop::TESTS,
             lifecycle::TESTS,
@@ -51,7 +58,15 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             compliance::KINDS,
             kernel_log::TESTS,
         ],
-        Set::M2m => &[nodes::M2M_TESTS, compliance::M2M, kernel_log::TESTS],
+        Set::M2m => &[
+            nodes::M2M_TESTS,
+            m2m::TESTS,
+            programs::OUTPUT_TESTS,
+            loopback::TESTS,
+            compliance::M2M,
+            faults::TESTS,
+            kernel_log::TESTS,
+        ],
     };
     topics.concat()
 }
