@@ -307,7 +307,8 @@ impl Queue {
     /// The client's memory is no good, after `good` new planes that were; the call is answered with the errno that
     /// says why.
     pub fn acquire_failed(&mut self, index: u32, good: usize) {
-        if let Some(entry) = self.buffers.get_mut(&index) {
+        // The memory of a prepared buffer is bound: it may be looked at again, but not let go.
+        if let Some(entry) = self.buffers.get_mut(&index).filter(|entry| !entry.prepared) {
             entry.acquire_failed(good);
         }
     }
