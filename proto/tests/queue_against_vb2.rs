@@ -106,7 +106,11 @@ impl Play {
             memory: given.memory,
             ..noisy(given.noise)
         };
-        let planes = self.params.sizes.iter().zip(&given.planes).zip(0..);
+        let mut given_planes = given.planes;
+        if self.params.sizes.len() > 1 {
+            given_planes.rotate_left(given.turn);
+        }
+        let planes = self.params.sizes.iter().zip(&given_planes).zip(0..);
         let planes: Vec<V4l2Plane> = planes
             .map(|((size, plane), at)| self.plane(*size, plane, at, given.noise))
             .collect();

@@ -200,16 +200,13 @@ impl Session {
         Ok(u32::try_from(available / size.max(1).next_multiple_of(4096)).unwrap_or(u32::MAX))
     }
 
-    /// The buffers that are asked for, if there is room for them: the driver allocates its own without asking us. Only
-    /// a video format says how large they will be.
+    /// The buffers that are asked for, if there is room for them: the driver allocates its own without asking us, as
+    /// large as the client wants them.
     fn check_room(&self, request: &V4l2CreateBuffers, tid: u32) -> Result<(), Errno> {
-        let video = matches!(
-            request.format.buf_type,
-            buf_type::VIDEO_CAPTURE | buf_type::VIDEO_OUTPUT
-        );
         // The driver cuts larger numbers down itself.
         let count = request.count.min(MOST_BUFFERS);
-        if video && count > 0 && count > self.affordable(u64::from(request.format.pix_sizeimage()), tid)? {
+        let size = request.format.frame_size().unwrap_or_default();
+        if count > 0 && count > self.affordable(size, tid)? {
             return Err(Errno::ENOMEM);
         }
         Ok(())

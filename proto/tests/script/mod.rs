@@ -34,6 +34,8 @@ pub struct Given {
     pub buf_type: u32,
     pub memory: u32,
     pub planes: [GivenPlane; PLANES],
+    /// Which of them a multi-planar buffer begins with: the first may be any plane of it.
+    pub turn: usize,
     pub array: Array,
     pub flags: u32,
     pub field: u32,
@@ -281,21 +283,26 @@ fn givens() -> BoxedStrategy<Given> {
         (
             Just(index),
             [planes(index), planes(index), planes(index)],
-            any::<bool>(),
+            0..PLANES,
+            0..4_u32,
         )
     };
     (indices().prop_flat_map(planes), rest)
         .prop_map(
-            |((index, mut planes, one), (buf_type, memory, array, flags, field, client, noise))| {
-                // Often only the first plane is special, else hardly a buffer of three would be good.
-                if one {
-                    planes[1..].copy_from_slice(&proper(index).planes[1..]);
+            |((index, mut planes, turn, style), (buf_type, memory, array, flags, field, client, noise))| {
+                // Most often only one plane is special, else hardly a buffer of three would be good; sometimes the
+                // others are merely new.
+                if style < 3 {
+                    let length = if style == 2 { Length::Pages } else { Length::Double };
+                    let usual = proper(index).planes[0];
+                    planes[1..].fill(GivenPlane { length, ..usual });
                 }
                 Given {
                     index,
                     buf_type,
                     memory,
                     planes,
+                    turn,
                     array,
                     flags,
                     field,
@@ -435,6 +442,7 @@ fn proper(index: u32) -> Given {
         buf_type: RIGHT_TYPE,
         memory: memory::USERPTR,
         planes: [plane; PLANES],
+        turn: 0,
         array: Array::Right,
         flags: 0,
         field: 1,
