@@ -136,7 +136,11 @@ impl Session {
         let asked = *request;
         let mut device = asked;
         if asked.memory == memory::DMABUF || queue.imports.is_some() {
-            // Of another memory than the queue's the device says EINVAL, and MMAP no client may have.
+            // Of another memory than the queue's the device says EINVAL, and MMAP no client may have. Under USERPTR
+            // buffers the device may have dma-bufs, which are not the client's.
+            if asked.memory == memory::DMABUF && !queue.core.is_empty() && asked.count > 0 {
+                return Err(Errno::EINVAL);
+            }
             self.node.create_bufs(&mut device)?;
             if asked.count > 0 && queue.imports.is_none() {
                 queue.core.serves_imports(buf_type);
@@ -168,7 +172,7 @@ impl Session {
             ..*asked
         };
         let capabilities = self.device.queue_capabilities(&self.node, buf_type)?;
-        let Some(provider) = queue.provider() else {
+        let Some(provider) = queue.provider else {
             return self.with_provider(queue, capabilities, |queue, provider| {
                 *device = ask(provider);
                 self.node.create_bufs(device)?;
@@ -196,16 +200,13 @@ impl Session {
         Ok(u32::try_from(available / size.max(1).next_multiple_of(4096)).unwrap_or(u32::MAX))
     }
 
-    /// The buffers that are asked for, if there is room for them: the driver allocates its own without asking us. Only
-    /// a video format says how large they will be.
+    /// The buffers that are asked for, if there is room for them: the driver allocates its own without asking us, as
+    /// large as the client wants them.
     fn check_room(&self, request: &V4l2CreateBuffers, tid: u32) -> Result<(), Errno> {
-        let video = matches!(
-            request.format.buf_type,
-            buf_type::VIDEO_CAPTURE | buf_type::VIDEO_OUTPUT
-        );
         // The driver cuts larger numbers down itself.
         let count = request.count.min(MOST_BUFFERS);
-        if video && count > 0 && count > self.affordable(u64::from(request.format.pix_sizeimage()), tid)? {
+        let size = request.format.frame_size().unwrap_or_default();
+        if count > 0 && count > self.affordable(size, tid)? {
             return Err(Errno::ENOMEM);
         }
         Ok(())
@@ -251,7 +252,8 @@ impl Session {
             Err(errno) => {
                 // EBUSY changes nothing; a driver that fails later has freed the old buffers first
                 // (videobuf2-core.c:880-900).
-                if self.query(request.buf_type, 0).is_err() {
+                let serves = !queue.core.is_empty() || queue.imports.is_some();
+                if serves && !self.has_buffers(queue, request.buf_type) {
                     queue.forget_buffers();
                 }
                 // A driver that does not tell what it has says so here.
@@ -262,6 +264,14 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Has the device any buffer? The first may have been removed alone.
+    pub(super) fn has_buffers(&self, queue: &QueueState, buf_type: u32) -> bool {
+        let known = queue.slots.keys().copied();
+        known
+            .chain(0..MOST_BUFFERS)
+            .any(|index| self.query(buf_type, index).is_ok())
     }
 
     /// Makes the memory behind the device's first `count` buffers and tries it. On every failure the device's buffers
@@ -285,6 +295,7 @@ impl Session {
         });
         let outcome = match made {
             Ok(Ok(())) => {
+                queue.provider = Some(provider);
                 tracing::debug!(device = %self.device.path().display(), count, ?provider, "buffers allocated");
                 return Ok(Ok(()));
             }
@@ -435,7 +446,7 @@ impl Session {
             QueueOp::Qbuf
         };
         for (index, slot) in &queue.slots {
-            let mut given = self.trial(buf_type, *index, slot);
+            let mut given = self.trial(buf_type, *index, slot)?;
             self.node
                 .buffer_ioctl(prepare, &mut given)
                 .map_err(Unserved::Refused)?;
@@ -446,7 +457,8 @@ impl Session {
     }
 
     /// What a driver accepts of a client that does everything right.
-    fn trial(&self, buf_type: u32, index: u32, slot: &Slot) -> PlanarBuffer {
+    fn trial(&self, buf_type: u32, index: u32, slot: &Slot) -> Result<PlanarBuffer, Unserved> {
+        let described = self.query(buf_type, index).map_err(Unserved::Refused)?;
         let mut blank = PlanarBuffer::blank(buf_type, index);
         let backing = slot.backing();
         if buf_type::is_multi_planar(buf_type) {
@@ -462,11 +474,13 @@ impl Session {
         }
         let mut given = Backing::give(&backing, &blank);
         if buf_type::is_output(buf_type) {
-            for plane in &mut given.planes {
-                plane.bytesused = plane.length;
+            // Not the dma-buf's length, which is whole pages: a single-planar queue compares with its own
+            // (videobuf2-v4l2.c:117).
+            for (plane, described) in given.planes.iter_mut().zip(described.described()) {
+                plane.bytesused = described.length;
             }
         }
-        given
+        Ok(given)
     }
 }
 

@@ -12,9 +12,11 @@ use super::{Requester, Session};
 use crate::client::{BlockedThread, Client};
 use crate::memory::BounceBuffer;
 
-/// What was found in the client's memory, for what the core had asked: after so many good new planes, an errno.
+/// What was found in the client's memory, for what the core had asked: after so many good new planes, an errno. What
+/// the device is to read is in `bounce` then, unless REQBUFS has made another buffer of that index meanwhile.
 struct Seen {
     step: Acquire,
+    bounce: Option<Arc<Vec<BounceBuffer>>>,
     outcome: Result<(), (usize, Errno)>,
 }
 
@@ -64,8 +66,13 @@ impl Session {
                 },
                 Next::Acquire(step) => step,
             };
-            match seen.take().filter(|seen| seen.step == step) {
-                Some(Seen { step, outcome }) => {
+            let bounce = queue.slots.get(&index).and_then(|slot| slot.planes.clone());
+            let is_of = |seen: &Seen| {
+                let address = |bounce: &Option<Arc<_>>| bounce.as_ref().map(Arc::as_ptr);
+                seen.step == step && address(&seen.bounce) == address(&bounce)
+            };
+            match seen.take().filter(is_of) {
+                Some(Seen { step, outcome, .. }) => {
                     if let Err((good, errno)) = outcome {
                         queue.core.acquire_failed(index, good);
                         return Err(errno);
@@ -81,14 +88,17 @@ impl Session {
                 // Not under the lock: the memory may be slow on purpose. Then the core is asked again, for another
                 // thread may have been faster.
                 None => {
-                    let bounce = queue.slots.get(&index).and_then(|slot| slot.planes.clone());
                     let owner = match step.new.is_empty() {
                         true => queue.slots.get(&index).and_then(|slot| slot.client.clone()),
                         false => None,
                     };
                     drop(state);
                     let outcome = self.look(&caller, owner.as_deref(), &step, buf_type, bounce.as_deref());
-                    seen = Some(Seen { step, outcome });
+                    seen = Some(Seen {
+                        step,
+                        bounce,
+                        outcome,
+                    });
                 }
             }
         };
@@ -110,10 +120,9 @@ impl Session {
         let mut device = queue.core.for_device(asked, &backing);
         if let Err(errno) = self.node.buffer_ioctl(op, &mut device) {
             let mut now = PlanarBuffer::blank(asked.head.buf_type, index);
-            let described = self.node.buffer_ioctl(QueueOp::Querybuf, &mut now);
-            queue
-                .core
-                .refused(index, described.map_or(0, |()| now.head.flags));
+            // Where the device is gone it describes nothing, and nothing matters.
+            let _ = self.node.buffer_ioctl(QueueOp::Querybuf, &mut now);
+            queue.core.refused(index, &now);
             return Err(errno);
         }
         match op {
@@ -188,7 +197,13 @@ impl Session {
         let mut state = self.lock();
         let asked = *request;
         self.node.remove_bufs(request)?;
-        state.queues.of_mut(asked.buf_type).removed(&asked);
+        let queue = state.queues.of_mut(asked.buf_type);
+        queue.removed(&asked);
+        if queue.imports.is_some() && !self.has_buffers(queue, asked.buf_type) {
+            // The next CREATE_BUFS may be for another memory.
+            queue.imports = None;
+            queue.core.serves_no_imports();
+        }
         Ok(())
     }
 

@@ -115,9 +115,11 @@ impl Session {
                 bytes: Bytes::None,
             });
         }
-        let reply = queue.core.reply(&device, asked);
         let slot = queue.slots.get(&index);
-        let bytes = match queue.core.dequeued(&device) {
+        // Told before it answers: what the core hides of a buffer that is with the device it no longer hides.
+        let deliveries = queue.core.dequeued(&device);
+        let reply = queue.core.reply(&device, asked);
+        let bytes = match deliveries {
             Some(deliveries) if deliveries.is_empty() => Bytes::None,
             Some(deliveries) => slot
                 .and_then(|slot| Some((slot.planes.clone()?, slot.client.clone()?)))

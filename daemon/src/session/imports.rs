@@ -132,10 +132,13 @@ impl Session {
                 self.node.buffer_ioctl(QueueOp::Querybuf, &mut now).is_ok() && keeps(&now)
             }
         };
-        let imported = imports.0.entry(head.index).or_default();
-        if taken && !imported.prepared {
-            imported.planes = std::mem::take(&mut brought);
-            imported.prepared = true;
+        // An index that no buffer has leaves nothing behind.
+        if taken {
+            let imported = imports.0.entry(head.index).or_default();
+            if !imported.prepared {
+                imported.planes = std::mem::take(&mut brought);
+                imported.prepared = true;
+            }
         }
         outcome?;
         Ok(imports.reply(&device, asked))

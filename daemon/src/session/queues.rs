@@ -36,6 +36,9 @@ pub(super) struct QueueState {
     pub(super) slots: BTreeMap<u32, Slot>,
     /// There where the client brings dma-bufs of its own.
     pub(super) imports: Option<Imports>,
+    /// Who makes the memory: settled when the first buffers are made, until all are freed by REQBUFS. A queue may stream
+    /// on with all its buffers removed, and then no other can be tried.
+    pub(super) provider: Option<Provider>,
     /// The one that sleeps in DQBUF; vb2 allows no second.
     pub(super) dequeuer: Option<Dequeuer>,
 }
@@ -45,6 +48,7 @@ impl QueueState {
         self.core.freed();
         self.slots.clear();
         self.imports = None;
+        self.provider = None;
     }
 
     pub(super) fn removed(&mut self, request: &V4l2RemoveBuffers) {
@@ -55,16 +59,6 @@ impl QueueState {
         if let Some(imports) = &mut self.imports {
             imports.removed(request.index..end);
         }
-    }
-
-    /// Who made the buffers that there are.
-    pub(super) fn provider(&self) -> Option<Provider> {
-        let planes = self.slots.values().find_map(|slot| slot.planes.as_ref())?;
-        Some(if planes.first()?.dma_buf().is_some() {
-            Provider::DmaHeap
-        } else {
-            Provider::Exporter
-        })
     }
 
     pub(super) fn streamoff(&mut self) {

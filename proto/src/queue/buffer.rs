@@ -31,6 +31,9 @@ struct Override {
 struct Payload {
     client: u32,
     device: u32,
+    data_offset: u32,
+    /// Size of the memory that the device was given.
+    size: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -38,11 +41,14 @@ struct Plane {
     min_length: u32,
     client_addr: u64,
     length: u32,
-    /// Its memory was let go since the device has seen the buffer: no payload, no offset.
-    empty: bool,
+    /// Payload and offset that the client must see and the device does not know: its memory was let go since the
+    /// device has seen the buffer, or the device has let go of ours.
+    shown: Option<(u32, u32)>,
     /// The last QBUF or PREPARE_BUF brought other memory for it.
     acquiring: bool,
     payload: Payload,
+    /// The length that the device has of its memory.
+    device_length: u32,
     /// No payload is larger than what the client gave, whatever the device had room for.
     max_payload: u32,
 }
@@ -65,9 +71,10 @@ impl Buffer {
             min_length: *min_length,
             client_addr: 0,
             length: *min_length,
-            empty: true,
+            shown: Some((0, 0)),
             acquiring: false,
             payload: Payload::default(),
+            device_length: *min_length,
             max_payload: *min_length,
         };
         Self {
@@ -213,9 +220,23 @@ impl Buffer {
     pub(super) fn acquire_failed(&mut self, good: usize) {
         let replaced = self.planes.iter_mut().filter(|plane| plane.acquiring);
         for plane in replaced.take(good.saturating_add(1)) {
-            plane.empty = true;
+            plane.shown = Some((0, 0));
         }
         for plane in &mut self.planes {
+            plane.client_addr = 0;
+            plane.length = 0;
+        }
+    }
+
+    /// The driver's `buf_prepare` has failed: the planes are let go, their payload stays as the client gave it. The
+    /// device, `now`, has lost that of a dma-buf (`__vb2_plane_dmabuf_put`).
+    pub(super) fn refused(&mut self, now: &PlanarBuffer) {
+        for (plane, now) in self.planes.iter_mut().zip(now.described()) {
+            let Payload {
+                client, data_offset, ..
+            } = plane.payload;
+            plane.shown = Some((client, data_offset));
+            plane.device_length = now.length;
             plane.client_addr = 0;
             plane.length = 0;
         }
@@ -227,23 +248,31 @@ impl Buffer {
         if !self.is_output || self.prepared {
             return device;
         }
+        let is_multi_planar = device.is_multi_planar();
         let planes = self.planes.iter_mut().zip(backing).zip(&mut device.planes);
         for ((plane, backing), given) in planes {
             let size = match backing {
                 Backing::DmaBuf { length, .. } => *length,
                 Backing::Mmap => plane.min_length,
             };
+            // Of a single-planar dma-buf `__verify_length` compares with the length of the last one: none after a
+            // failure, and then nothing but zero is let through.
+            let limit = if is_multi_planar {
+                size
+            } else {
+                size.min(plane.device_length)
+            };
             // Zero means all, or to some codecs the end: that is for the driver to say.
-            let told = given.bytesused.min(size);
-            plane.payload = match told {
-                0 => Payload {
-                    client: plane.length,
-                    device: size,
+            let told = given.bytesused.min(limit);
+            plane.payload = Payload {
+                client: if given.bytesused == 0 {
+                    plane.length
+                } else {
+                    given.bytesused
                 },
-                _ => Payload {
-                    client: given.bytesused,
-                    device: told,
-                },
+                device: if told == 0 { size } else { told },
+                data_offset: given.data_offset,
+                size,
             };
             given.bytesused = told;
         }
@@ -257,8 +286,9 @@ impl Buffer {
             ..Override::default()
         };
         for plane in &mut self.planes {
-            plane.empty = false;
+            plane.shown = None;
             plane.max_payload = plane.length;
+            plane.device_length = plane.payload.size;
         }
     }
 
@@ -297,10 +327,10 @@ impl Buffer {
     }
 
     fn correct_head(&self, reply: &mut V4l2Buffer) {
+        let copies = reply.flags & buf_flag::TIMESTAMP_MASK == buf_flag::TIMESTAMP_COPY;
         if let Some(flags) = self.shown.flags {
-            // A queue that copies stamps takes their source from the OUTPUT buffer.
-            let kept = if self.is_output && reply.flags & buf_flag::TIMESTAMP_MASK == buf_flag::TIMESTAMP_COPY
-            {
+            // In a queue that copies stamps their source is the buffer's, else the queue's.
+            let kept = if copies {
                 buf_flag::STATE_MASK
             } else {
                 buf_flag::STATE_MASK | buf_flag::TSTAMP_SRC_MASK
@@ -313,10 +343,11 @@ impl Buffer {
         if self.shown.sequence {
             reply.sequence = 0;
         }
-        if self.shown.timestamp && reply.flags & buf_flag::TIMESTAMP_MASK != buf_flag::TIMESTAMP_COPY {
+        // What is copied comes from an OUTPUT buffer, and no trial has left a trace.
+        if self.shown.timestamp && !copies {
             reply.timestamp = [0; 2];
         }
-        if self.shown.timecode {
+        if self.shown.timecode && !copies {
             reply.timecode = [0; 16];
         }
     }
@@ -326,10 +357,11 @@ impl Plane {
     fn correct(&self, reply: &mut V4l2Plane, is_output: bool) {
         reply.m = self.client_addr;
         reply.length = self.length;
-        if self.empty {
-            reply.bytesused = 0;
-            reply.data_offset = 0;
-        } else if is_output && reply.bytesused == self.payload.device {
+        if let Some(shown) = self.shown {
+            (reply.bytesused, reply.data_offset) = shown;
+            return;
+        }
+        if is_output && reply.bytesused == self.payload.device {
             reply.bytesused = self.payload.client;
         }
         reply.bytesused = reply.bytesused.min(self.max_payload);

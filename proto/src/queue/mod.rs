@@ -109,6 +109,8 @@ pub struct Queue {
     buf_type: u32,
     /// Sparse where REMOVE_BUFS has made holes.
     buffers: BTreeMap<u32, Buffer>,
+    /// The client brings dma-bufs of its own: then `buffers` is empty.
+    imports: bool,
     waiting: bool,
     streaming: bool,
 }
@@ -185,7 +187,12 @@ impl Queue {
     /// As [`Queue::reqbufs`]; `EBUSY` only for the first buffers of the queue (videobuf2-core.c:1065).
     pub fn create_bufs(&self, request: &V4l2CreateBuffers) -> Result<(), Errno> {
         Self::offered(request.memory)?;
-        if self.waiting && self.is_empty() && request.count > 0 && request.format.buf_type == self.buf_type {
+        if self.waiting
+            && self.is_empty()
+            && !self.imports
+            && request.count > 0
+            && request.format.buf_type == self.buf_type
+        {
             Err(Errno::EBUSY)
         } else {
             Ok(())
@@ -203,6 +210,7 @@ impl Queue {
     /// The device has freed all buffers of this file.
     pub fn freed(&mut self) {
         self.buffers.clear();
+        self.imports = false;
         self.streaming = false;
     }
 
@@ -225,6 +233,12 @@ impl Queue {
     /// The device serves the client's own dma-bufs, of which the core knows nothing but the type.
     pub fn serves_imports(&mut self, buf_type: u32) {
         self.buf_type = buf_type;
+        self.imports = true;
+    }
+
+    /// The last of the client's own dma-bufs' buffers has been removed.
+    pub fn serves_no_imports(&mut self) {
+        self.imports = false;
     }
 
     /// `VIDIOC_QBUF` by `client`.
@@ -293,7 +307,8 @@ impl Queue {
     /// The client's memory is no good, after `good` new planes that were; the call is answered with the errno that
     /// says why.
     pub fn acquire_failed(&mut self, index: u32, good: usize) {
-        if let Some(entry) = self.buffers.get_mut(&index) {
+        // The memory of a prepared buffer is bound: it may be looked at again, but not let go.
+        if let Some(entry) = self.buffers.get_mut(&index).filter(|entry| !entry.prepared) {
             entry.acquire_failed(good);
         }
     }
@@ -315,15 +330,15 @@ impl Queue {
         }
     }
 
-    /// The device has refused buffer `index`. `flags` is what QUERYBUF says of it now: a driver that refuses to
-    /// start streaming leaves the buffer prepared (videobuf2-core.c:1884), one that refuses the buffer does not.
-    pub fn refused(&mut self, index: u32, flags: u32) {
+    /// The device has refused buffer `index`, which it describes `now`: a driver that refuses to start streaming
+    /// leaves the buffer prepared (videobuf2-core.c:1884), one that refuses the buffer does not.
+    pub fn refused(&mut self, index: u32, now: &PlanarBuffer) {
         if let Some(entry) = self.buffers.get_mut(&index) {
-            if flags & buf_flag::PREPARED != 0 {
+            if now.head.flags & buf_flag::PREPARED != 0 {
                 entry.prepared = true;
                 entry.given();
             } else {
-                entry.acquire_failed(usize::MAX);
+                entry.refused(now);
             }
         }
     }

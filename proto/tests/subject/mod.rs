@@ -3,7 +3,7 @@
 
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::v4l2::{
-    PlanarBuffer, V4l2Buffer, V4l2CreateBuffers, V4l2RequestBuffers, buf_flag, memory,
+    PlanarBuffer, V4l2CreateBuffers, V4l2RemoveBuffers, V4l2RequestBuffers, buf_flag, memory,
 };
 use vidcompat_proto::queue::{Acquire, Backing, Claim, ClientKey, Delivery, Next, Queue};
 
@@ -19,6 +19,10 @@ pub struct Subject {
     backing: u32,
     /// Are imports of dma-bufs tried as soon as there are buffers?
     try_import: bool,
+    /// Have there been buffers since the last REQBUFS? A stream may go on without any.
+    served: bool,
+    /// The memory that the device reads from or writes to by the last QBUF or PREPARE_BUF that succeeded.
+    pub given: Vec<Claim>,
 }
 
 impl Subject {
@@ -28,12 +32,15 @@ impl Subject {
             device,
             backing,
             try_import,
+            served: false,
+            given: Vec::new(),
         }
     }
 
     pub fn close(&mut self) {
         self.device.close(OURS);
         self.core = Queue::new();
+        self.served = false;
     }
 
     /// Of a client's own dma-bufs the core knows nothing: the device serves them, and this one has USERPTR only.
@@ -54,12 +61,15 @@ impl Subject {
             ..*arg
         };
         if let Err(errno) = self.device.reqbufs(OURS, &mut request) {
-            if !self.core.is_empty() && self.query_device(0).is_none() {
+            // Buffer 0 may have been removed alone.
+            if !self.core.is_empty() && self.device.num_buffers() == 0 {
                 self.core.freed();
+                self.served = false;
             }
             return Err(errno);
         }
         self.core.freed();
+        self.served = false;
         self.allocate(request.buf_type, 0, request.count);
         let capabilities = Queue::capabilities(request.capabilities);
         *arg = V4l2RequestBuffers {
@@ -91,86 +101,81 @@ impl Subject {
         Ok(())
     }
 
-    /// The device has made buffers. Imports are tried only in a queue that was empty: the STREAMOFF that undoes
-    /// them would cancel what is queued.
+    /// The device has made buffers. Imports are tried only in a queue that had none: the STREAMOFF that undoes them
+    /// would cancel what is queued.
     fn allocate(&mut self, buf_type: u32, first: u32, count: u32) {
-        self.device.dma_bufs.truncate(first as usize);
-        for index in first..first + count {
-            let mut fresh = V4l2Buffer {
-                index,
-                buf_type,
-                ..V4l2Buffer::default()
-            };
+        let fresh = first..first + count;
+        for index in fresh.clone() {
+            let mut described = PlanarBuffer::blank(buf_type, index);
             self.device
-                .querybuf(&mut fresh)
+                .querybuf(&mut described)
                 .expect("a buffer that was just made");
-            self.core.allocated(index, buf_type, &[fresh.length], 0);
+            let lengths = described.described().iter().map(|plane| plane.length);
+            let lengths: Vec<u32> = lengths.collect();
+            let capabilities = self.device.flags_and_caps();
+            self.core.allocated(index, buf_type, &lengths, capabilities);
             match self.backing {
                 memory::DMABUF => {
-                    let fd = i32::try_from(100 + index).expect("a small index");
-                    self.device
-                        .dma_bufs
-                        .push((fd, fresh.length.next_multiple_of(4096)));
+                    self.device.dma_bufs.retain(|(fd, _)| fd / 8 != number(index));
+                    for (plane, length) in (0..).zip(lengths) {
+                        let size = length.next_multiple_of(4096);
+                        self.device.dma_bufs.push((number(index) * 8 + plane, size));
+                    }
                 }
                 _ => self.device.map(index),
             }
         }
-        if self.try_import && self.backing == memory::DMABUF && first == 0 && count > 0 {
-            for index in 0..count {
-                let fresh = V4l2Buffer {
-                    index,
-                    buf_type,
-                    ..V4l2Buffer::default()
-                };
-                let mut tried =
-                    Backing::give(&[self.backing_of(index)], &PlanarBuffer::single(fresh)).to_head();
+        if self.try_import && self.backing == memory::DMABUF && !self.served && count > 0 {
+            for index in fresh {
+                // A single-planar OUTPUT queue measures the payload by its own length, not by the dma-buf's.
+                let mut tried = PlanarBuffer::blank(buf_type, index);
+                self.device.querybuf(&mut tried).expect("a buffer");
+                for plane in &mut tried.planes {
+                    plane.bytesused = plane.length;
+                }
+                let mut tried = Backing::give(&self.backing_of(index), &tried);
                 self.device
                     .prepare_buf(OURS, &UserMemory::NONE, &mut tried)
                     .expect("a good import");
             }
             self.device.streamoff(OURS, buf_type).expect("our own buffers");
         }
+        self.served = true;
     }
 
-    fn backing_of(&self, index: u32) -> Backing {
+    fn backing_of(&self, index: u32) -> Vec<Backing> {
         if self.backing == memory::MMAP {
-            return Backing::Mmap;
+            return vec![Backing::Mmap; self.device.planes(index).len()];
         }
-        let (fd, length) = self.device.dma_bufs[index as usize];
-        Backing::DmaBuf { fd, length }
+        let ours = self.device.dma_bufs.iter();
+        let ours = ours.filter(|(fd, _)| fd / 8 == number(index));
+        ours.map(|(fd, length)| Backing::DmaBuf {
+            fd: *fd,
+            length: *length,
+        })
+        .collect()
     }
 
-    fn reply(&self, device: &V4l2Buffer, asked: &V4l2Buffer) -> V4l2Buffer {
-        let (device, asked) = (PlanarBuffer::single(*device), PlanarBuffer::single(*asked));
-        self.core.reply(&device, &asked).to_head()
-    }
-
-    /// QUERYBUF of our own buffer `index`, if it exists.
-    fn query_device(&self, index: u32) -> Option<V4l2Buffer> {
-        let mut buffer = V4l2Buffer {
-            index,
-            buf_type: self.core.buf_type(),
-            ..V4l2Buffer::default()
-        };
-        self.device.querybuf(&mut buffer).ok().map(|()| buffer)
-    }
-
-    pub fn querybuf(&mut self, arg: &mut V4l2Buffer) -> Result<(), Errno> {
-        let mut answer = *arg;
-        self.device.querybuf(&mut answer)?;
-        *arg = self.reply(&answer, arg);
+    pub fn remove_bufs(&mut self, arg: &V4l2RemoveBuffers) -> Result<(), Errno> {
+        self.device.remove_bufs(OURS, arg)?;
+        self.core.removed(arg);
         Ok(())
     }
 
-    pub fn qbuf(&mut self, user: &UserMemory<'_>, arg: &mut V4l2Buffer) -> Result<(), Errno> {
-        let next = self.core.qbuf(&PlanarBuffer::single(*arg), ClientKey(user.mm))?;
+    pub fn querybuf(&mut self, arg: &mut PlanarBuffer) -> Result<(), Errno> {
+        let mut answer = arg.clone();
+        self.device.querybuf(&mut answer)?;
+        *arg = self.core.reply(&answer, arg);
+        Ok(())
+    }
+
+    pub fn qbuf(&mut self, user: &UserMemory<'_>, arg: &mut PlanarBuffer) -> Result<(), Errno> {
+        let next = self.core.qbuf(arg, ClientKey(user.mm))?;
         self.give(next, user, arg, false)
     }
 
-    pub fn prepare_buf(&mut self, user: &UserMemory<'_>, arg: &mut V4l2Buffer) -> Result<(), Errno> {
-        let next = self
-            .core
-            .prepare_buf(&PlanarBuffer::single(*arg), ClientKey(user.mm))?;
+    pub fn prepare_buf(&mut self, user: &UserMemory<'_>, arg: &mut PlanarBuffer) -> Result<(), Errno> {
+        let next = self.core.prepare_buf(arg, ClientKey(user.mm))?;
         self.give(next, user, arg, true)
     }
 
@@ -179,20 +184,20 @@ impl Subject {
         &mut self,
         next: Next,
         user: &UserMemory<'_>,
-        arg: &mut V4l2Buffer,
+        arg: &mut PlanarBuffer,
         is_prepare: bool,
     ) -> Result<(), Errno> {
-        let index = arg.index;
-        match next {
+        let index = arg.head.index;
+        let given = match next {
             Next::AskDevice => {
-                let mut bare = Queue::without_references(&PlanarBuffer::single(*arg)).to_head();
-                self.ask(&mut bare, is_prepare)?;
+                self.ask(&mut Queue::without_references(arg), is_prepare)?;
                 panic!("the device took a buffer of a file that has none");
             }
             Next::Acquire(Acquire { all, new, then }) => {
                 for (good, claim) in new.iter().enumerate() {
                     assert_eq!(claim.client, ClientKey(user.mm), "claim of another client");
-                    if !(user.is_writable)(claim.client_addr, u64::from(claim.length)) {
+                    assert!(all.contains(claim), "new memory that is none of the buffer's");
+                    if !(user.is_accessible)(claim.client_addr, u64::from(claim.length)) {
                         self.core.acquire_failed(index, good);
                         return Err(Errno::EFAULT);
                     }
@@ -202,17 +207,16 @@ impl Subject {
                     return Err(errno);
                 }
                 self.core.acquired(index, &all);
+                all
             }
-            Next::Ready(claims) => assert_eq!(claims.len(), 1, "memory of a prepared buffer"),
-        }
-        let backing = [self.backing_of(index)];
-        let mut buffer = self
-            .core
-            .for_device(&PlanarBuffer::single(*arg), &backing)
-            .to_head();
+            Next::Ready(all) => all,
+        };
+        let backing = self.backing_of(index);
+        let mut buffer = self.core.for_device(arg, &backing);
         if let Err(errno) = self.ask(&mut buffer, is_prepare) {
-            let flags = self.query_device(index).expect("our own buffer").flags;
-            self.core.refused(index, flags);
+            let mut now = PlanarBuffer::blank(arg.head.buf_type, index);
+            self.device.querybuf(&mut now).expect("our own buffer");
+            self.core.refused(index, &now);
             return Err(errno);
         }
         if is_prepare {
@@ -220,26 +224,27 @@ impl Subject {
         } else {
             self.core.queued(index);
         }
-        *arg = self.reply(&buffer, arg);
+        self.given = given;
+        *arg = self.core.reply(&buffer, arg);
         Ok(())
     }
 
     /// QBUF or PREPARE_BUF of the device. No number of the client's may reach it that means something else here.
-    fn ask(&mut self, buffer: &mut V4l2Buffer, is_prepare: bool) -> Result<(), Errno> {
+    fn ask(&mut self, buffer: &mut PlanarBuffer, is_prepare: bool) -> Result<(), Errno> {
+        let head = &buffer.head;
         assert_eq!(
-            (buffer.flags & buf_flag::REQUEST_FD, buffer.request_fd),
-            (0, 0),
-            "the client's request"
+            (head.flags & buf_flag::REQUEST_FD, head.request_fd, head.m),
+            (0, 0, 0),
+            "the client's request or pointer to planes"
         );
-        if buffer.memory == memory::DMABUF {
-            let ours = self
-                .device
-                .dma_bufs
-                .iter()
-                .any(|(fd, _)| u64::from(fd.cast_unsigned()) == buffer.m);
-            assert!(ours || buffer.m == 0, "the client's fd {}", buffer.m);
-        } else {
-            assert_eq!(buffer.m, 0, "the client's pointer or offset");
+        for plane in &buffer.planes {
+            let ours = |(fd, _): &(i32, u32)| u64::from(fd.cast_unsigned()) == plane.m;
+            let ours = head.memory == memory::DMABUF && self.device.dma_bufs.iter().any(ours);
+            assert!(
+                ours || plane.m == 0,
+                "the client's pointer, offset or fd {}",
+                plane.m
+            );
         }
         if is_prepare {
             self.device.prepare_buf(OURS, &UserMemory::NONE, buffer)
@@ -248,19 +253,17 @@ impl Subject {
         }
     }
 
-    pub fn dqbuf(&mut self, arg: &mut V4l2Buffer) -> Result<Delivery, Errno> {
-        self.core.dqbuf(arg.buf_type)?;
-        let mut buffer = *arg;
+    pub fn dqbuf(&mut self, arg: &mut PlanarBuffer) -> Result<Vec<Delivery>, Errno> {
+        self.core.dqbuf(arg.head.buf_type)?;
+        let mut buffer = Queue::without_references(arg);
+        buffer.head.flags = 0;
         self.device.dqbuf(OURS, &mut buffer)?;
         let deliveries = self
             .core
-            .dequeued(&PlanarBuffer::single(buffer))
+            .dequeued(&buffer)
             .expect("the device dequeued a buffer that it did not have");
-        let [delivery] = deliveries[..] else {
-            panic!("{deliveries:?} of one plane");
-        };
-        *arg = self.reply(&buffer, arg);
-        Ok(delivery)
+        *arg = self.core.reply(&buffer, arg);
+        Ok(deliveries)
     }
 
     pub fn streamon(&mut self, buf_type: u32) -> Result<(), Errno> {
@@ -279,4 +282,9 @@ impl Subject {
     pub fn claims(&self) -> Vec<Claim> {
         self.core.claims().collect()
     }
+}
+
+/// The part of an fd that says whose it is.
+fn number(index: u32) -> i32 {
+    i32::try_from(100 + index).expect("a small index")
 }

@@ -4,7 +4,8 @@
 
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::v4l2::{
-    V4l2Buffer, V4l2CreateBuffers, V4l2Format, V4l2RequestBuffers, buf_cap, buf_flag, buf_type, memory,
+    PlanarBuffer, V4l2Buffer, V4l2CreateBuffers, V4l2Format, V4l2RequestBuffers, buf_cap, buf_flag, buf_type,
+    memory,
 };
 
 use super::{Completion, FileId, Params, UserMemory, Vb2Model};
@@ -16,7 +17,7 @@ const FILE: FileId = FileId(1);
 const CAPTURE: u32 = buf_type::VIDEO_CAPTURE;
 const MINE: UserMemory<'static> = UserMemory {
     mm: 1,
-    is_writable: &|address, _| address == POINTER,
+    is_accessible: &|address, _| address == POINTER,
 };
 
 fn vivid() -> Vb2Model {
@@ -24,14 +25,18 @@ fn vivid() -> Vb2Model {
         buf_type: CAPTURE,
         other_types: Vec::new(),
         io_modes: buf_cap::MMAP | buf_cap::USERPTR | buf_cap::DMABUF,
-        sizeimage: SIZE,
+        sizes: vec![SIZE],
         max_num_buffers: 64,
         min_reqbufs_allocation: 2,
         min_queued_buffers: 1,
         timestamp_flags: 0x2000,
         allow_cache_hints: false,
         advertised: buf_cap::REQUESTS | buf_cap::REMOVE_BUFS,
+        allow_zero_bytesused: false,
+        holds_capture: false,
         payload_at_prepare: true,
+        checks_payload: true,
+        data_offset: 0,
         timecodes: false,
     });
     model.dma_bufs.push((FD, 462_848));
@@ -68,34 +73,33 @@ fn good() -> V4l2Buffer {
     user_buffer(POINTER, SIZE)
 }
 
-fn qbuf(model: &mut Vb2Model, mut buffer: V4l2Buffer) -> Result<V4l2Buffer, Errno> {
-    model.qbuf(FILE, &MINE, &mut buffer).map(|()| buffer)
+fn qbuf(model: &mut Vb2Model, buffer: V4l2Buffer) -> Result<V4l2Buffer, Errno> {
+    let mut buffer = PlanarBuffer::single(buffer);
+    model.qbuf(FILE, &MINE, &mut buffer).map(|()| buffer.to_head())
 }
 
-fn prepare(model: &mut Vb2Model, mut buffer: V4l2Buffer) -> Result<V4l2Buffer, Errno> {
-    model.prepare_buf(FILE, &MINE, &mut buffer).map(|()| buffer)
+fn prepare(model: &mut Vb2Model, buffer: V4l2Buffer) -> Result<V4l2Buffer, Errno> {
+    let mut buffer = PlanarBuffer::single(buffer);
+    model
+        .prepare_buf(FILE, &MINE, &mut buffer)
+        .map(|()| buffer.to_head())
 }
 
 fn query(model: &Vb2Model) -> V4l2Buffer {
-    let mut buffer = V4l2Buffer {
-        buf_type: CAPTURE,
-        ..V4l2Buffer::default()
-    };
+    let mut buffer = PlanarBuffer::blank(CAPTURE, 0);
     model.querybuf(&mut buffer).unwrap();
-    buffer
+    buffer.to_head()
 }
 
 fn dqbuf(model: &mut Vb2Model) -> Result<V4l2Buffer, Errno> {
-    let mut buffer = V4l2Buffer {
-        buf_type: CAPTURE,
-        ..V4l2Buffer::default()
-    };
-    model.dqbuf(FILE, &mut buffer).map(|()| buffer)
+    let mut buffer = PlanarBuffer::blank(CAPTURE, 0);
+    model.dqbuf(FILE, &mut buffer).map(|()| buffer.to_head())
 }
 
 fn complete(model: &mut Vb2Model, error: bool, last: bool) {
     model.complete_oldest(Completion {
-        bytesused: SIZE,
+        bytesused: [SIZE; 3],
+        copied: 0,
         field: 1,
         error,
         last,
@@ -246,12 +250,17 @@ fn the_same_pointer_and_length_is_not_looked_at_again() {
     model.streamoff(FILE, CAPTURE).unwrap();
     let unmapped = UserMemory {
         mm: 1,
-        is_writable: &|_, _| false,
+        is_accessible: &|_, _| false,
     };
-    assert_eq!(model.qbuf(FILE, &unmapped, &mut good()), Ok(()));
+    let good = PlanarBuffer::single(good());
+    assert_eq!(model.qbuf(FILE, &unmapped, &mut good.clone()), Ok(()));
     model.streamoff(FILE, CAPTURE).unwrap();
     assert_eq!(
-        model.qbuf(FILE, &unmapped, &mut user_buffer(POINTER, SIZE + 1)),
+        model.qbuf(
+            FILE,
+            &unmapped,
+            &mut PlanarBuffer::single(user_buffer(POINTER, SIZE + 1))
+        ),
         Err(Errno::EFAULT)
     );
 }
@@ -338,7 +347,10 @@ fn a_second_file_gets_ebusy_until_the_first_lets_go() {
         model.create_bufs(other, &mut create(1, memory::USERPTR, SIZE)),
         Err(Errno::EBUSY)
     );
-    assert_eq!(model.qbuf(other, &MINE, &mut good()), Err(Errno::EBUSY));
+    assert_eq!(
+        model.qbuf(other, &MINE, &mut PlanarBuffer::single(good())),
+        Err(Errno::EBUSY)
+    );
     assert_eq!(model.streamon(other, CAPTURE), Err(Errno::EBUSY));
     model.reqbufs(FILE, &mut request(memory::USERPTR, 0)).unwrap();
     assert_eq!(model.reqbufs(other, &mut request(memory::MMAP, 3)), Ok(()));
@@ -365,12 +377,7 @@ fn only_a_mapped_mmap_buffer_has_the_flag_mapped() {
     assert_eq!(query(&model).flags, 0x2000);
     model.map(0);
     assert_eq!(query(&model).flags, 0x2001);
-    let second = V4l2Buffer {
-        index: 1,
-        buf_type: CAPTURE,
-        ..V4l2Buffer::default()
-    };
-    let mut answer = second;
-    model.querybuf(&mut answer).unwrap();
-    assert_eq!(answer.m, 1 << 15);
+    let mut second = PlanarBuffer::blank(CAPTURE, 1);
+    model.querybuf(&mut second).unwrap();
+    assert_eq!(second.to_head().m, 1 << 15);
 }
