@@ -39,6 +39,7 @@ static int fd, mplane, threads, decoder;
 static unsigned stop_command;
 static size_t piece;                        /* bytes of input for each OUTPUT buffer */
 static unsigned sent, returned, received;
+static int input_ended;
 static volatile int all_sent;
 static FILE *input, *output;
 
@@ -154,30 +155,36 @@ static void queue_buffer(struct queue *q, unsigned index, unsigned bytesused)
 		fail(q == &out ? "QBUF of OUTPUT" : "QBUF of CAPTURE");
 }
 
-/* Fills the other memory of this index and queues it; says so at the end of the input. */
+/* Fills the other memory of this index and queues it, until the input ends. */
 static void send_next(unsigned index)
 {
 	size_t want = piece ? piece : out.length, have;
 
-	if (all_sent)
+	if (input_ended)
 		return;
 	out.turn[index] ^= 1;
 	have = fread(out.memory[index][out.turn[index]], 1, want, input);
 	if (have == 0 || (have < want && !piece)) {
-		all_sent = 1;
-		if (stop_command) {
-			/* The command of a decoder has another struct, with the command first too. */
-			struct v4l2_encoder_cmd e = { .cmd = V4L2_ENC_CMD_STOP };
-			struct v4l2_decoder_cmd d = { .cmd = V4L2_DEC_CMD_STOP };
-
-			if (decoder ? xioctl(VIDIOC_DECODER_CMD, &d) : xioctl(VIDIOC_ENCODER_CMD, &e))
-				fail("STOP");
-			printf("out: STOP after %u\n", sent);
-		}
+		input_ended = 1;
+		all_sent = !stop_command;
 		return;
 	}
 	queue_buffer(&out, index, have);
 	sent++;
+}
+
+/* Only when the device is done with all that it was sent: whether it is still at
+ * its last frame or not decides what it marks as the last one. */
+static void stop(void)
+{
+	/* The command of a decoder has another struct, with the command first too. */
+	struct v4l2_encoder_cmd e = { .cmd = V4L2_ENC_CMD_STOP };
+	struct v4l2_decoder_cmd d = { .cmd = V4L2_DEC_CMD_STOP };
+
+	if (decoder ? xioctl(VIDIOC_DECODER_CMD, &d) : xioctl(VIDIOC_ENCODER_CMD, &e))
+		fail("STOP");
+	printf("out: STOP after %u\n", sent);
+	all_sent = 1;
 }
 
 static void stream(struct queue *q, unsigned long request, const char *what)
@@ -217,6 +224,8 @@ static int out_step(void)
 	if (!error) {
 		returned++;
 		send_next(b.index);
+		if (input_ended && !all_sent && returned == sent)
+			stop();
 	}
 	return error;
 }
@@ -280,6 +289,7 @@ static void poll_loop(unsigned count)
 	int capturing = !decoder, ended = 0;
 
 	while (!ended) {
+		int error = 0;
 		struct pollfd p = { .fd = fd, .events = POLLIN | POLLOUT | POLLPRI };
 		int ready = poll(&p, 1, 10000);
 
@@ -294,8 +304,7 @@ static void poll_loop(unsigned count)
 			capturing = 1;
 		}
 		if (p.revents & POLLOUT && !all_sent) {
-			int error = out_step();
-
+			error = out_step();
 			if (error && error != EAGAIN)
 				fail("DQBUF of OUTPUT");
 		}
@@ -307,8 +316,8 @@ static void poll_loop(unsigned count)
 			}
 			ended = ended > 0;
 		}
-		/* All pieces are on their way: POLLOUT would be set for ever. */
-		if (all_sent && !(p.revents & (POLLIN | POLLPRI)))
+		/* All pieces are on their way: POLLOUT is set for ever. */
+		if ((all_sent || error == EAGAIN) && !(p.revents & (POLLIN | POLLPRI)))
 			usleep(2000);
 	}
 }
