@@ -1,8 +1,10 @@
 //! System calls that no safe crate has: ioctl with any command, and memory of our own to give to drivers.
 //!
-//! The only module with `unsafe`. A driver (or the daemon) writes to the memory of USERPTR buffers long after the
-//! ioctl that named it, so such memory is always [`Pages`]: mapped here, never behind a Rust reference, and read
-//! and written through `/proc/self/mem`, where a hole is an error and not a signal.
+//! The only module with `unsafe`, together with its part `dma_buf`. A driver (or the daemon) writes to the memory of
+//! USERPTR buffers long after the ioctl that named it, so such memory is always [`Pages`]: mapped here, never behind a
+//! Rust reference, and read and written through `/proc/self/mem`, where a hole is an error and not a signal.
+
+mod dma_buf;
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd};
@@ -13,6 +15,8 @@ use anyhow::ensure;
 use nix::errno::Errno;
 use nix::sys::signal::{SigHandler, Signal};
 use zerocopy::{FromBytes, IntoBytes};
+
+pub use dma_buf::DmaBuf;
 
 /// Size of a page here.
 pub const PAGE: usize = 4096;

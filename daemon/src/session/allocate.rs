@@ -386,9 +386,11 @@ impl Session {
                 })?;
                 planes.push(self.make_plane(plane, buf_type, provider, charge, index)?);
             }
-            queue
-                .core
-                .allocated(index, buf_type, &lengths(&described), capabilities);
+            let lengths = match provider {
+                Provider::DmaHeap => lengths(&described),
+                Provider::Exporter => least_lengths(&described, self.node.frame_size(buf_type)),
+            };
+            queue.core.allocated(index, buf_type, &lengths, capabilities);
             let slot = Slot {
                 planes: Some(Arc::new(planes)),
                 client: None,
@@ -487,6 +489,19 @@ impl Session {
 /// What the planes of a buffer need.
 fn lengths(described: &PlanarBuffer) -> Vec<u32> {
     described.described().iter().map(|plane| plane.length).collect()
+}
+
+/// What the client's memory must have room for. A vb2 driver tells the length that it needs; another (v4l2loopback) that
+/// of the whole pages of its MMAP buffer, where programs allocate the bytes of a frame.
+fn least_lengths(described: &PlanarBuffer, frame: Option<u64>) -> Vec<u32> {
+    let mut lengths = lengths(described);
+    if let ([length], Some(frame)) = (&mut lengths[..], frame)
+        && frame.checked_next_multiple_of(4096) == Some(u64::from(*length))
+        && let Ok(frame) = u32::try_from(frame)
+    {
+        *length = frame;
+    }
+    lengths
 }
 
 fn total_length(described: &PlanarBuffer) -> u64 {

@@ -75,7 +75,9 @@ impl Imports {
             let client_fd = given
                 .filter(|given| given.number() == fd_of(plane.m))
                 .map_or(0, |given| given.client_fd);
-            plane.m = u64::from(client_fd);
+            // The other half of the union is the caller's, and stays.
+            let rest = asked.planes.get(at).map_or(0, |asked| asked.m & !0xffff_ffff);
+            plane.m = rest | u64::from(client_fd);
         }
         PlanarBuffer {
             head: V4l2Buffer {

@@ -52,7 +52,7 @@ fn closed() -> anyhow::Result<()> {
 }
 
 /// Bytes in dma-bufs, by the kernel's own list.
-fn dma_buf_bytes() -> anyhow::Result<u64> {
+pub(super) fn dma_buf_bytes() -> anyhow::Result<u64> {
     // "Total 4 objects, 1843200 bytes", behind a "Total 1 devices attached" for each of them.
     let info = fs::read_to_string("/sys/kernel/debug/dma_buf/bufinfo").context("debugfs")?;
     let total = info
@@ -85,7 +85,7 @@ fn cycles(number: u32, count: u32, seed: u32) -> anyhow::Result<String> {
     run("kill_loop", &args, Duration::from_secs(1500)).with_context(|| format!("seed {seed}"))
 }
 
-fn resources() -> anyhow::Result<Resources> {
+pub(super) fn resources() -> anyhow::Result<Resources> {
     with_shared(|daemon| daemon.resources())
 }
 
@@ -144,7 +144,7 @@ fn killed(number: u32) -> anyhow::Result<()> {
 
 /// The daemon's resources, once its idle helper threads (which live two seconds longer than their last work) are
 /// gone: no more than in `before`, or whatever there is after a while.
-fn settled(before: &Resources) -> anyhow::Result<Resources> {
+pub(super) fn settled(before: &Resources) -> anyhow::Result<Resources> {
     let end = Instant::now() + Duration::from_secs(6);
     thread::sleep(Duration::from_millis(2500));
     loop {

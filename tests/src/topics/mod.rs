@@ -11,6 +11,7 @@ mod edid;
 mod errnos;
 mod fallback;
 mod faults;
+mod imports;
 mod injected;
 pub mod kernel_log;
 mod kill_loop;
@@ -41,6 +42,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             random::TESTS,
             read::TESTS,
             memory::TESTS,
+            imports::TESTS,
             budget::TESTS,
             injected::TESTS,
             programs::TESTS,
