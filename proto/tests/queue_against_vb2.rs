@@ -708,6 +708,8 @@ fn play_all(buf_types: &'static [u32], cases_at_least: u32) {
         eprintln!("{seen:#?}");
     }
     for (call, errnos) in answers {
+        // Of the buffers that are to be removed one is often queued, or not there.
+        let enough = if call == "REMOVE_BUFS" { 100 } else { 300 };
         for errno in errnos {
             // Only a capture queue has a last buffer.
             if *errno == Errno::EPIPE && buf_types.iter().all(|buf_type| buf_type::is_output(*buf_type)) {
@@ -719,7 +721,7 @@ fn play_all(buf_types: &'static [u32], cases_at_least: u32) {
             );
         }
         assert!(
-            seen.get(&(call, None)).is_some_and(|times| *times > 300),
+            seen.get(&(call, None)).is_some_and(|times| *times > enough),
             "{call} hardly ever succeeded"
         );
     }

@@ -211,6 +211,12 @@ impl RealNode {
         sys::poll(self, events)
     }
 
+    /// Has the device been unplugged, or its driver removed? Has no side effect.
+    pub fn is_gone(&self) -> bool {
+        // v4l2-dev.c, v4l2_poll
+        self.poll(PollFlags::empty()).contains(PollFlags::POLLHUP)
+    }
+
     /// read(2)
     ///
     /// # Errors

@@ -121,6 +121,7 @@ impl VideoNode {
         });
         let (row, shape, mut argument) = match taken {
             Ok(taken) => taken,
+            Err(Errno::ENOTTY) => return reply.failed(session.unknown_ioctl().raw()),
             Err(errno) => return reply.failed(errno.raw()),
         };
         let who = Requester {

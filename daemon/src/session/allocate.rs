@@ -105,13 +105,12 @@ impl Session {
             // The driver allocates without asking our budget: one buffer tells how many we may ask for.
             device.count = 1;
             self.ask(queue, device, capabilities)?;
-            let size = self
-                .query(request.buf_type, 0)
-                .map(|first| total_length(&first))?;
-            device.count = request.count.min(self.affordable(size, tid)?);
+            let first = self.query(request.buf_type, 0);
+            let affordable = first.and_then(|first| self.affordable(total_length(&first), tid));
+            device.count = request.count.min(affordable.unwrap_or(0));
             if device.count == 0 {
                 self.ask(queue, device, capabilities)?;
-                return Err(Errno::ENOMEM.into());
+                return Err(affordable.err().unwrap_or(Errno::ENOMEM).into());
             }
         }
         self.ask(queue, device, capabilities)?;

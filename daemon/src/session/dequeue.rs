@@ -44,7 +44,7 @@ enum Bytes {
     None,
     /// Plane by plane.
     Bounced(Vec<Delivery>, Arc<Vec<BounceBuffer>>, Arc<Client>),
-    /// The driver gave a buffer that it did not have.
+    /// There is no memory behind the buffer.
     Unknown,
 }
 
@@ -115,17 +115,23 @@ impl Session {
                 bytes: Bytes::None,
             });
         }
-        let slot = queue.slots.get(&index);
         // Told before it answers: what the core hides of a buffer that is with the device it no longer hides.
-        let deliveries = queue.core.dequeued(&device);
+        let Some(deliveries) = queue.core.dequeued(&mut device) else {
+            tracing::debug!(
+                device = %self.device.path().display(), index,
+                "the driver, which is no vb2 driver, has a frame that no buffer waits for; it is dropped"
+            );
+            return Err(Errno::EAGAIN);
+        };
         let reply = queue.core.reply(&device, asked);
-        let bytes = match deliveries {
-            Some(deliveries) if deliveries.is_empty() => Bytes::None,
-            Some(deliveries) => slot
-                .and_then(|slot| Some((slot.planes.clone()?, slot.client.clone()?)))
-                .map_or(Bytes::Unknown, |(planes, client)| {
-                    Bytes::Bounced(deliveries, planes, client)
-                }),
+        let planes = queue.slots.get(&index).and_then(|slot| slot.planes.clone());
+        let client = queue
+            .slots
+            .get(&device.head.index)
+            .and_then(|slot| slot.client.clone());
+        let bytes = match planes.zip(client) {
+            _ if deliveries.is_empty() => Bytes::None,
+            Some((planes, client)) => Bytes::Bounced(deliveries, planes, client),
             None => Bytes::Unknown,
         };
         Ok(Dequeued { reply, bytes })
@@ -149,7 +155,7 @@ impl Session {
             Bytes::Unknown => {
                 tracing::error!(
                     device = %self.device.path().display(), index = reply.head.index,
-                    "the driver gave back a buffer that it did not have"
+                    "there is no memory behind a buffer that the driver gave back"
                 );
                 reply.head.flags |= buf_flag::ERROR;
             }

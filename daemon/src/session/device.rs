@@ -139,8 +139,9 @@ impl Device {
         })
     }
 
-    /// `V4L2_BUF_CAP_*` of the real queue; 0 where the driver does not tell (it is no vb2 driver). Asked once for each buffer type, by REQBUFS with count 0, which frees
-    /// nothing but this file's own buffers.
+    /// `V4L2_BUF_CAP_*` of the real queue; 0 where the driver does not tell (it is no vb2 driver). Asked once for each
+    /// buffer type, by REQBUFS with count 0, which frees nothing but this file's own buffers; a driver answers it only
+    /// for a memory that it has.
     ///
     /// # Errors
     /// `EINVAL` for a type that the device has not; `EBUSY` while another file owns the queue.
@@ -153,13 +154,19 @@ impl Device {
         {
             return Ok(*known);
         }
-        let mut request = V4l2RequestBuffers {
-            buf_type,
-            memory: memory::MMAP,
-            ..V4l2RequestBuffers::default()
+        let ask = |memory| {
+            let mut request = V4l2RequestBuffers {
+                buf_type,
+                memory,
+                ..V4l2RequestBuffers::default()
+            };
+            node.reqbufs(&mut request).map(|()| request.capabilities)
         };
-        node.reqbufs(&mut request)?;
-        let capabilities = request.capabilities;
+        let mut answer = ask(memory::MMAP);
+        if answer == Err(Errno::EINVAL) {
+            answer = ask(memory::DMABUF);
+        }
+        let capabilities = answer?;
         self.capabilities
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

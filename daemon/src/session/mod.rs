@@ -208,6 +208,15 @@ impl Session {
         }))
     }
 
+    /// What an ioctl without a row is answered: a device that is gone says so before it looks at the number.
+    pub fn unknown_ioctl(&self) -> Errno {
+        if self.node.is_gone() {
+            Errno::ENODEV
+        } else {
+            Errno::ENOTTY
+        }
+    }
+
     /// Runs an ioctl that never waits. `argument` is the struct of `row`, changed in place.
     ///
     /// # Errors

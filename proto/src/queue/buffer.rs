@@ -56,6 +56,8 @@ struct Plane {
 #[derive(Debug)]
 pub(super) struct Buffer {
     pub(super) state: State,
+    /// Orders what is queued.
+    pub(super) turn: u64,
     pub(super) prepared: bool,
     is_output: bool,
     holds_capture: bool,
@@ -79,6 +81,7 @@ impl Buffer {
         };
         Self {
             state: State::Dequeued,
+            turn: 0,
             prepared: false,
             is_output: buf_type::is_output(buf_type),
             holds_capture,

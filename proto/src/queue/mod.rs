@@ -113,6 +113,8 @@ pub struct Queue {
     imports: bool,
     waiting: bool,
     streaming: bool,
+    /// Counts what was queued.
+    turns: u64,
 }
 
 impl Queue {
@@ -317,6 +319,8 @@ impl Queue {
     pub fn queued(&mut self, index: u32) {
         if let Some(entry) = self.buffers.get_mut(&index) {
             entry.state = State::Queued;
+            entry.turn = self.turns;
+            self.turns += 1;
             entry.prepared = true;
             entry.given();
         }
@@ -362,15 +366,30 @@ impl Queue {
         self.waiting = waiting;
     }
 
-    /// The device has given back `buffer`. `None`: a buffer that was not with it, which no vb2 driver does.
-    pub fn dequeued(&mut self, buffer: &PlanarBuffer) -> Option<Vec<Delivery>> {
-        let entry = self.buffers.get_mut(&buffer.head.index)?;
-        if entry.state != State::Queued {
-            return None;
-        }
+    /// The device has given back `buffer`. A vb2 driver gives what was with it; another (v4l2loopback) any buffer of
+    /// its own: then `buffer` gets the index of the client's that has waited longest. `None`: the client waits with
+    /// none.
+    pub fn dequeued(&mut self, buffer: &mut PlanarBuffer) -> Option<Vec<Delivery>> {
+        let queued = |buffer: &&Buffer| buffer.state == State::Queued;
+        let index = match self.buffers.get(&buffer.head.index).filter(queued) {
+            Some(_) => buffer.head.index,
+            None => self.longest_queued()?,
+        };
+        let entry = self.buffers.get_mut(&index)?;
         let deliveries = entry.deliveries(buffer)?;
         entry.back();
+        buffer.head.index = index;
         Some(deliveries)
+    }
+
+    fn longest_queued(&self) -> Option<u32> {
+        let queued = self
+            .buffers
+            .iter()
+            .filter(|(_, buffer)| buffer.state == State::Queued);
+        queued
+            .min_by_key(|(_, buffer)| buffer.turn)
+            .map(|(index, _)| *index)
     }
 
     /// STREAMON has succeeded.
@@ -449,5 +468,48 @@ impl Queue {
     pub fn capabilities(device: u32) -> u32 {
         let not_ours = buf_cap::MMAP | buf_cap::REQUESTS | buf_cap::MMAP_CACHE_HINTS;
         (device & !not_ours) | buf_cap::USERPTR
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ClientKey, Next, Queue};
+    use crate::abi::v4l2::{PlanarBuffer, buf_type, memory};
+
+    /// Queues buffer `index` with memory at `client_addr`.
+    fn queue(core: &mut Queue, index: u32, client_addr: u64) {
+        let mut buffer = PlanarBuffer::blank(buf_type::VIDEO_CAPTURE, index);
+        buffer.head.memory = memory::USERPTR;
+        (buffer.planes[0].m, buffer.planes[0].length) = (client_addr, 4096);
+        let Ok(Next::Acquire(acquire)) = core.qbuf(&buffer, ClientKey(1)) else {
+            panic!("new memory");
+        };
+        core.acquired(index, &acquire.all);
+        core.queued(index);
+    }
+
+    /// The index that the client sees of a device's buffer `index`, and where its bytes go.
+    fn dequeue(core: &mut Queue, index: u32) -> Option<(u32, u64)> {
+        let mut device = PlanarBuffer::blank(buf_type::VIDEO_CAPTURE, index);
+        device.planes[0].bytesused = 4096;
+        let deliveries = core.dequeued(&mut device)?;
+        Some((device.head.index, deliveries[0].claim.client_addr))
+    }
+
+    #[test]
+    fn a_driver_that_gives_back_what_it_likes_fills_what_waits_longest() {
+        let mut core = Queue::new();
+        for index in 0..3 {
+            core.allocated(index, buf_type::VIDEO_CAPTURE, &[4096], 0);
+        }
+        assert_eq!(dequeue(&mut core, 0), None);
+        queue(&mut core, 2, 0x20_0000);
+        queue(&mut core, 0, 0x10_0000);
+        assert_eq!(dequeue(&mut core, 1), Some((2, 0x20_0000)));
+        queue(&mut core, 1, 0x30_0000);
+        // What it has it gives by its own name.
+        assert_eq!(dequeue(&mut core, 1), Some((1, 0x30_0000)));
+        assert_eq!(dequeue(&mut core, 7), Some((0, 0x10_0000)));
+        assert_eq!(dequeue(&mut core, 0), None);
     }
 }

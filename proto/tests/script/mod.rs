@@ -368,7 +368,7 @@ fn actions() -> BoxedStrategy<Action> {
         ),
         2 => (indices(), buf_types(), arrays(), any::<u32>())
             .prop_map(|(index, buf_type, array, noise)| Action::Querybuf { index, buf_type, array, noise }),
-        2 => (indices(), removed(), buf_types())
+        3 => (indices(), removed(), buf_types())
             .prop_map(|(index, count, buf_type)| Action::RemoveBufs { index, count, buf_type }),
         3 => Just(Action::ToggleWaiting),
         3 => (1..3_u64, 0..SLOTS, 0..PLANES)

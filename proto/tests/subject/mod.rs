@@ -258,10 +258,12 @@ impl Subject {
         let mut buffer = Queue::without_references(arg);
         buffer.head.flags = 0;
         self.device.dqbuf(OURS, &mut buffer)?;
+        let index = buffer.head.index;
         let deliveries = self
             .core
-            .dequeued(&buffer)
+            .dequeued(&mut buffer)
             .expect("the device dequeued a buffer that it did not have");
+        assert_eq!(buffer.head.index, index, "another buffer than the device's");
         *arg = self.core.reply(&buffer, arg);
         Ok(deliveries)
     }

@@ -20,6 +20,7 @@ mod m2m;
 mod memory;
 mod nodes;
 mod programs;
+mod programs32;
 mod random;
 mod read;
 mod readiness;
@@ -44,6 +45,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             budget::TESTS,
             injected::TESTS,
             programs::TESTS,
+            programs32::TESTS,
             fallback::TESTS,
             readiness::TESTS,
             kill_loop::TESTS,
@@ -53,6 +55,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
         Set::Kinds => &[
             nodes::TESTS,
             write::TESTS,
+            programs32::PLANES,
             #[cfg(target_arch = "x86_64")]
             conversion::TESTS,
             compliance::KINDS,
@@ -61,6 +64,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
         Set::M2m => &[
             nodes::M2M_TESTS,
             m2m::TESTS,
+            programs32::M2M,
             programs::OUTPUT_TESTS,
             loopback::TESTS,
             compliance::M2M,
