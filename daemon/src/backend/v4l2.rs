@@ -1,7 +1,7 @@
 //! A real V4L2 node, opened once for each open of a client, so that priority, ownership, events and controls stay
 //! the driver's.
 //!
-//! Always non-blocking: waiting is ours. It knows nothing of clients.
+//! Non-blocking, for waiting is ours; but see [`RealNode::blocking_ioctl`]. It knows nothing of clients.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
@@ -10,6 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
 use v4l2r::ioctl::{Capability, QueryCapError};
 use vidcompat_proto::Errno;
@@ -72,6 +73,15 @@ impl RealNode {
     /// What the driver says.
     pub fn ioctl(&self, row: &Row, argument: &mut [u8]) -> Result<i32, Errno> {
         sys::ioctl(self, row, argument)
+    }
+
+    /// As [`RealNode::ioctl`], on a file that is blocking meanwhile, for every other call on it too.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn blocking_ioctl(&self, row: &Row, argument: &mut [u8]) -> Result<i32, Errno> {
+        let _blocking = WhileBlocking::begin(&self.file)?;
+        self.ioctl(row, argument)
     }
 
     /// Runs the ioctl of `row`, whose struct announces `array`.
@@ -241,4 +251,30 @@ impl AsFd for RealNode {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// As long as this is there, the file is in blocking mode.
+struct WhileBlocking<'a>(&'a File);
+
+impl<'a> WhileBlocking<'a> {
+    fn begin(file: &'a File) -> Result<Self, Errno> {
+        set_flags(file, OFlag::empty())?;
+        Ok(Self(file))
+    }
+}
+
+impl Drop for WhileBlocking<'_> {
+    fn drop(&mut self) {
+        // Nothing can fail that has just succeeded (fs/fcntl.c, `setfl`).
+        if let Err(error) = set_flags(self.0, OFlag::O_NONBLOCK) {
+            tracing::error!(%error, "a real node stays in blocking mode");
+        }
+    }
+}
+
+/// Of what F_SETFL can change a real node's file has O_NONBLOCK only.
+fn set_flags(file: &File, flags: OFlag) -> Result<(), Errno> {
+    fcntl(file, FcntlArg::F_SETFL(flags))
+        .map(drop)
+        .map_err(|errno| Errno::from_raw(errno as i32))
 }

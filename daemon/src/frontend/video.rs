@@ -157,10 +157,10 @@ impl VideoNode {
                 }
             }
             _ => {
-                let outcome = if turn.pass() {
-                    session.ioctl(row, &mut argument, who)
-                } else {
-                    Err(OVERLOADED)
+                let outcome = match row.policy {
+                    _ if !turn.pass() => Err(OVERLOADED),
+                    Policy::Seek => session.seek(row, &mut argument, blocking),
+                    _ => session.ioctl(row, &mut argument, who),
                 };
                 let back = match row.command.is_read() {
                     true => shape.answer(&argument),

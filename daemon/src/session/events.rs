@@ -26,7 +26,12 @@ impl Session {
     /// `VIDIOC_DQEVENT`, whose row is `row`: `waiter` is answered now or later.
     pub fn dequeue_event(self: &Arc<Self>, row: &'static Row, who: Blocking, mut waiter: BoxedWaiter) {
         let mut event = vec![0; row.command.size()];
-        match self.node.ioctl(row, &mut event) {
+        // With the lock, without which the real node's file may be blocking (`seek`).
+        let first = {
+            let _state = self.lock();
+            self.node.ioctl(row, &mut event)
+        };
+        match first {
             // ENOENT is what a non-blocking file gets when there is none (v4l2-event.c:37).
             Err(Errno::ENOENT) if !self.is_nonblocking(who) => {
                 let mut state = self.lock();

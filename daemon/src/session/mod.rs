@@ -19,6 +19,7 @@ mod poll;
 mod queues;
 mod read;
 mod retry;
+mod seek;
 mod write;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -232,8 +233,8 @@ impl Session {
             Policy::Array => self.array_ioctl(row, argument, who),
             Policy::Controls => self.ext_controls(row, argument, who),
             Policy::Queue(op) => self.queue_ioctl(op, argument, who).map(|()| 0),
-            // These wait: `dequeue` and `dequeue_event`.
-            Policy::Dqevent => Err(Errno::ENOTTY),
+            // These wait: `dequeue_event` and `seek`.
+            Policy::Dqevent | Policy::Seek => Err(Errno::ENOTTY),
         }
     }
 

@@ -27,6 +27,8 @@ pub enum Policy {
     Controls,
     /// As `Pass`, and waits where the client's file is blocking.
     Dqevent,
+    /// As `Pass`, and the driver waits where the client's file is blocking, but says `EAGAIN` at once where it is not.
+    Seek,
     /// Answered so, unless the real device does not know the ioctl at all (then `ENOTTY`).
     Refuse(Errno),
 }

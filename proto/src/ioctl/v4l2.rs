@@ -1,6 +1,6 @@
 //! The V4L2 rows, in the order of `linux/videodev2.h`; sizes are those of the 64-bit structs.
 
-use super::Policy::{Controls, Dqevent, Pass, Privileged, Queue, Refuse};
+use super::Policy::{Controls, Dqevent, Pass, Privileged, Queue, Refuse, Seek};
 use super::{Array, Pointer, Policy, QueueOp, Row, When};
 use crate::Errno;
 use crate::abi::v4l2::buf_type::{
@@ -149,7 +149,7 @@ pub const ROWS: &[Row] = &[
     Row::new("VIDIOC_TRY_ENCODER_CMD", ReadWrite, 78, 40, Pass),
     Row::new("VIDIOC_DBG_S_REGISTER", Write, 79, 56, Privileged).probe(80),
     Row::new("VIDIOC_DBG_G_REGISTER", ReadWrite, 80, 56, Privileged).probe(80),
-    Row::new("VIDIOC_S_HW_FREQ_SEEK", Write, 82, 48, Pass),
+    Row::new("VIDIOC_S_HW_FREQ_SEEK", Write, 82, 48, Seek),
     Row::new("VIDIOC_S_DV_TIMINGS", ReadWrite, 87, 132, Pass),
     Row::new("VIDIOC_G_DV_TIMINGS", ReadWrite, 88, 132, Pass),
     Row::new("VIDIOC_DQEVENT", Read, 89, 136, Dqevent),
