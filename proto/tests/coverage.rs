@@ -22,6 +22,7 @@ fn policy(row: &Row) -> String {
         Policy::Array => "translated: array".to_owned(),
         Policy::Controls => "translated: controls".to_owned(),
         Policy::Dqevent => "passed, waits here".to_owned(),
+        Policy::Seek => "passed, waits in the driver".to_owned(),
         Policy::Refuse(errno) => format!("refused: {errno}"),
     }
 }

@@ -34,6 +34,8 @@ pub mod command {
     pub const S_PARM: u64 = 0xc0cc_5616;
     pub const S_INPUT: u64 = 0xc004_5627;
     pub const TRY_FMT: u64 = 0xc0d0_5640;
+    pub const S_PRIORITY: u64 = 0x4004_5644;
+    pub const S_HW_FREQ_SEEK: u64 = 0x4030_5652;
     pub const CREATE_BUFS: u64 = 0xc100_565c;
     pub const PREPARE_BUF: u64 = 0xc058_565d;
     pub const REMOVE_BUFS: u64 = 0xc040_5668;

@@ -13,7 +13,7 @@ use nix::poll::PollFlags;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::Signal;
 use vidcompat_proto::abi::format::{capture_types, output_types};
-use vidcompat_proto::abi::v4l2::{V4l2Format, V4l2RequestBuffers, buf_type, memory};
+use vidcompat_proto::abi::v4l2::{V4l2Buffer, V4l2Format, V4l2RequestBuffers, buf_type, memory};
 use zerocopy::IntoBytes;
 
 use super::readiness::{Ask, QUIET, READY, epoll_once, poll, select_once};
@@ -23,7 +23,7 @@ use crate::nodes::{Found, Kind, named, vivid};
 use crate::report::same_on;
 use crate::setup::Test;
 use crate::sys;
-use crate::video::{Video, command};
+use crate::video::{Video, buffer, command};
 
 pub const TESTS: &[(&str, Test)] = &[
     ("nodes::each_kind_is_served_as_the_same_kind", same_kind),
@@ -37,6 +37,11 @@ pub const TESTS: &[(&str, Test)] = &[
     ("nodes::radio_read_gives_rds_blocks_as_they_come", radio_read),
     ("nodes::radio_read_sleeps_until_there_is_reception", radio_sleeps),
     ("nodes::signals_end_a_radio_read_as_in_the_driver", radio_signals),
+    ("nodes::a_seek_waits_where_the_file_is_blocking", radio_seek),
+    (
+        "nodes::a_dequeued_output_buffer_has_the_field_of_the_format",
+        output_field,
+    ),
     ("nodes::poll_gives_the_same_bits_for_each_kind", || bits(poll)),
     ("nodes::select_gives_the_same_sets_for_each_kind", || {
         bits(select_once)
@@ -394,6 +399,100 @@ pub(super) fn interrupted(
     }
     let status = client.end(AT_ONCE)?;
     Ok(format!("{}{status}", client.rest()))
+}
+
+/// vivid finds the next station at once, but like any driver it refuses to look for it on a non-blocking file.
+fn radio_seek() -> anyhow::Result<()> {
+    daemon::shared()?;
+    let node = vivid(0, Kind::RadioRx)?;
+    let lines = same_on(&node, |path| {
+        // struct v4l2_hw_freq_seek: tuner, type (radio), seek_upward, wrap_around, spacing, rangelow, rangehigh.
+        let seek = |radio: &Video, upward: u32| {
+            let mut seek = [0, 1, upward, 1, 0, 0, 0, 0, 0, 0, 0, 0_u32];
+            sys::ioctl(radio, command::S_HW_FREQ_SEEK, &mut seek)
+        };
+        let radio = Video::at(path, 0)?;
+        let mut lines = vec![format!("blocking: {:?} {:?}", seek(&radio, 1), seek(&radio, 0))];
+        let nonblocking = Video::at(path, libc::O_NONBLOCK)?;
+        lines.push(format!("non-blocking: {:?}", seek(&nonblocking, 1)));
+        // V4L2_PRIORITY_RECORD
+        let priority = sys::ioctl(&nonblocking, command::S_PRIORITY, &mut 3_u32);
+        lines.push(format!(
+            "priority: {priority:?}, another file: {:?}",
+            seek(&radio, 1)
+        ));
+        lines.push(format!("non-blocking: {:?}", seek(&nonblocking, 1)));
+        blocking(&nonblocking)?;
+        lines.push(format!("no longer: {:?}", seek(&nonblocking, 1)));
+        drop(radio);
+        // It is as it was for other calls.
+        let rds = Video::at(path, libc::O_NONBLOCK)?;
+        lines.push(format!("seek: {:?}", seek(&rds, 1)));
+        drop(nonblocking);
+        let deaf = Set::control(&node, "rds_reception", 0, 1)?;
+        blocking(&rds)?;
+        lines.push(format!("seek: {:?}", seek(&rds, 1)));
+        nix::fcntl::fcntl(&rds, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+        lines.push(format!("read: {:?}", rds.read(30)));
+        drop(deaf);
+        Ok(lines)
+    })?;
+    ensure!(
+        lines[..5]
+            == [
+                "blocking: Ok(0) Ok(0)",
+                "non-blocking: Err(EAGAIN)",
+                "priority: Ok(0), another file: Err(EBUSY)",
+                "non-blocking: Err(EAGAIN)",
+                "no longer: Ok(0)"
+            ],
+        "{lines:?}"
+    );
+    Ok(())
+}
+
+/// v4l2-compliance says another thing (see `compliance`).
+fn output_field() -> anyhow::Result<()> {
+    daemon::shared()?;
+    let on = |path: &Path| -> anyhow::Result<Vec<String>> {
+        let video = Video::at(path, 0)?;
+        let format = video.format_of(buf_type::VIDEO_OUTPUT)?;
+        let pages = sys::Pages::new(format.pix_sizeimage() as usize)?;
+        let mut request = V4l2RequestBuffers {
+            count: 2,
+            buf_type: buf_type::VIDEO_OUTPUT,
+            memory: memory::USERPTR,
+            ..Default::default()
+        };
+        video.reqbufs_raw(&mut request)?;
+        let buffer = |index| V4l2Buffer {
+            buf_type: buf_type::VIDEO_OUTPUT,
+            bytesused: format.pix_sizeimage(),
+            ..buffer(index, pages.at(0), format.pix_sizeimage())
+        };
+        let mut fields = Vec::new();
+        for index in 0..2 {
+            fields.push(video.on_buffer(command::QBUF, buffer(index))?.field);
+        }
+        sys::ioctl(&video, command::STREAMON, &mut buf_type::VIDEO_OUTPUT.clone())?;
+        for _ in 0..4 {
+            let given = video.on_buffer(command::DQBUF, buffer(0))?;
+            fields.push(given.field);
+            fields.push(video.on_buffer(command::QUERYBUF, buffer(given.index))?.field);
+            fields.push(video.on_buffer(command::QBUF, buffer(given.index))?.field);
+        }
+        let all = fields.iter().all(|field| *field == format.pix_field());
+        Ok(vec![format!("format: {}, {fields:?}, {all}", format.pix_field())])
+    };
+    // V4L2_FIELD_INTERLACED; the second one's driver has no USERPTR.
+    let lines = same_on(&vivid(0, Kind::VideoOutput)?, on)?;
+    ensure!(
+        lines[0].starts_with("format: 4,") && lines[0].ends_with("true"),
+        "{lines:?}"
+    );
+    let contiguous = on(&vivid(2, Kind::VideoOutput)?.ours())?;
+    ensure!(contiguous == lines, "{contiguous:?}");
+    Ok(())
 }
 
 /// vivid's radio ends its sleep by EINTR itself, so nothing is lost that FUSE could not tell.

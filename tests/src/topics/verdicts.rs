@@ -1,4 +1,7 @@
-//! What v4l2-compliance prints, as data.
+//! What v4l2-compliance prints to a terminal (`-C never -P`), as data.
+//!
+//! Not what it prints to a pipe: it forks children that print again whatever they find in the buffer of stdout, and
+//! only that of a terminal is empty at the end of each line.
 
 use std::fmt;
 
@@ -58,7 +61,7 @@ impl fmt::Display for Verdict {
 /// All tests in the order of the output, each as "SECTION: TEST". `path` is the node's, and does not appear in them.
 ///
 /// # Errors
-/// Output that does not end with the total.
+/// Output that does not end with the total, or has a test twice.
 pub fn parse(output: &str, path: &str) -> anyhow::Result<Vec<(String, Verdict)>> {
     let (mut group, mut section, mut fails) = ("", "", Vec::new());
     let mut verdicts: Vec<(String, Verdict)> = Vec::new();
@@ -75,8 +78,7 @@ pub fn parse(output: &str, path: &str) -> anyhow::Result<Vec<(String, Verdict)>>
             }
             continue;
         }
-        // Before it on the same line there may be progress ("Video Capture: Frame #000").
-        let text = line.rsplit('\t').next().unwrap_or_default();
+        let text = line.trim_start();
         if let Some(fail) = text.strip_prefix("fail: ") {
             // "v4l2-test-controls.cpp(324): expected 8 private controls, got 7"
             let (at, what) = fail.split_once(": ").unwrap_or((fail, ""));
@@ -87,32 +89,23 @@ pub fn parse(output: &str, path: &str) -> anyhow::Result<Vec<(String, Verdict)>>
         } else if let Some((test, verdict)) =
             text.strip_prefix("test ").and_then(|text| text.rsplit_once(": "))
         {
-            let streams = section == "Streaming ioctls";
             let test = test.replace(path, "NODE");
-            let of_test = format!(": {test}");
-            // Children that it forks print again what stood in the buffer of stdout, and that may be anything.
-            let again = streams
-                && verdicts
-                    .iter()
-                    .any(|(known, _)| !known.contains("Streaming") && known.ends_with(&of_test));
-            if again {
-                fails.clear();
-                continue;
-            }
-            let test = match streams {
-                true => format!("{group}, {section}: {test}"),
-                false => format!("{section}: {test}"),
+            let test = match section {
+                "Streaming ioctls" => format!("{group}, {section}: {test}"),
+                _ => format!("{section}: {test}"),
             };
+            let fails = std::mem::take(&mut fails);
             let verdict = match verdict {
                 "OK" => Verdict::Ok,
                 "OK (Not Supported)" => Verdict::NotSupported,
-                "FAIL" => Verdict::Fail(std::mem::take(&mut fails)),
+                "FAIL" => Verdict::Fail(fails),
                 other => Verdict::CannotTest(other.to_owned()),
             };
-            fails.clear();
-            if !verdicts.iter().any(|known| known.0 == test && known.1 == verdict) {
-                verdicts.push((test, verdict));
-            }
+            ensure!(
+                verdicts.iter().all(|known| known.0 != test),
+                "{test} is there twice"
+            );
+            verdicts.push((test, verdict));
         }
     }
     let tail = || output.get(output.len().saturating_sub(600)..).unwrap_or(output);
@@ -140,9 +133,7 @@ mod tests {
         \ttest VIDIOC_G/S/TRY_EXT_CTRLS: FAIL\n\ttest VIDIOC_G/S_JPEGCOMP: OK (Not Supported)\n\
         \tStandard Controls: 16 Private Controls: 52\n\n\
         Test input 0:\n\nStreaming ioctls:\n\ttest read/write: OK\n\
-        \tVideo Capture: Frame #000\tVideo Capture: Frame #001\t                  \ttest MMAP (no poll): OK\n\
-        \tVideo Capture: Frame #000 (select)\t   \t\twarn: v4l2-test-buffers.cpp(2480): x != y\n\
-        \ttest USERPTR (select): OK\n\ttest DMABUF: Cannot test, specify --expbuf-device\n\n\
+        \ttest MMAP (no poll): OK\n\t\twarn: v4l2-test-buffers.cpp(2480): x != y\n\
         \ttest USERPTR (select): OK\n\ttest DMABUF: Cannot test, specify --expbuf-device\n\n\
         \ttest Disconnect: OK\n\n\
         Total for vivid device /dev/video0: 120, Succeeded: 96, Failed: 24, Warnings: 4\n";
@@ -192,6 +183,19 @@ mod tests {
         assert_eq!(verdicts, expected);
         // Those of an equal verdict may say something else.
         assert_eq!(format!("{:?}", verdicts[4]), format!("{:?}", expected[4]));
+    }
+
+    #[test]
+    fn a_test_that_is_there_twice_is_an_error() {
+        let twice = OUTPUT.replace(
+            "\ttest read/write: OK\n",
+            "\ttest read/write: OK\n\ttest read/write: FAIL\n",
+        );
+        let error = parse(&twice, "/dev/video0").expect_err("twice");
+        assert!(
+            format!("{error}").contains("read/write is there twice"),
+            "{error}"
+        );
     }
 
     #[test]
