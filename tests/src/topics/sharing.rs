@@ -85,6 +85,9 @@ fn in_time(what: &str, native: &Numbers, served: &Numbers) -> anyhow::Result<()>
     Ok(())
 }
 
+/// Threads that the daemon may keep for the nodes of a test, ready for the next request: two for each.
+const READERS: usize = 16;
+
 /// The daemon holds no more than before.
 fn is_flat(before: &daemon::Resources) -> anyhow::Result<()> {
     let after = settled(before)?;
@@ -104,13 +107,13 @@ fn is_flat(before: &daemon::Resources) -> anyhow::Result<()> {
         after.fds
     );
     ensure!(
-        after.threads <= before.threads,
+        after.threads <= before.threads + READERS,
         "{} threads became {}",
         before.threads,
         after.threads
     );
     ensure!(
-        after.anonymous_kib <= before.anonymous_kib + 2048,
+        after.anonymous_kib <= before.anonymous_kib + 4096,
         "RssAnon {} KiB became {}",
         before.anonymous_kib,
         after.anonymous_kib
@@ -118,7 +121,8 @@ fn is_flat(before: &daemon::Resources) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One node of each kind that streams; multi-planar where the kind can be.
+/// One node of each kind that streams; multi-planar where the kind can be. The metadata are of a webcam, VBI of another
+/// input.
 fn eight() -> anyhow::Result<Vec<Found>> {
     [
         (1, Kind::VideoCapture),
@@ -126,8 +130,8 @@ fn eight() -> anyhow::Result<Vec<Found>> {
         (0, Kind::VbiCapture),
         (0, Kind::VbiOutput),
         (0, Kind::Sdr),
-        (0, Kind::MetaCapture),
-        (0, Kind::MetaOutput),
+        (1, Kind::MetaCapture),
+        (1, Kind::MetaOutput),
         (0, Kind::Touch),
     ]
     .into_iter()
@@ -218,6 +222,8 @@ fn eight_files(node: Node) -> anyhow::Result<Vec<String>> {
     owner.reqbufs(2)?;
     owner.qbuf(0, pages.at(0), size)?;
     owner.streamon()?;
+    // From here on its buffer is done, and stays so.
+    lines.push(format!("the owner: {:?}", owner.poll(PollFlags::POLLIN, 3000)?));
     let others: Vec<Video> = (0..7).map(|_| node.open()).collect::<Result<_, _>>()?;
     for (at, other) in others.iter().enumerate() {
         subscription(other, SUBSCRIBE_EVENT, CONTROL_CHANGED, 0)?;
@@ -331,7 +337,9 @@ fn take_turns() -> anyhow::Result<()> {
     daemon::shared()?;
     let turn = if is_long() { 7000 } else { 400 };
     let native = turns(real(VMALLOC), 400)?;
+    // Threads and caches that come with first use are no leak.
     turns(ours(VMALLOC), 50)?;
+    turns(ours(CONTIG), 50)?;
     let before = match both_real() {
         true => None,
         false => Some(settled(&resources()?)?),
@@ -485,6 +493,9 @@ fn waiters() -> anyhow::Result<()> {
             let mut event = [0_u32; 34];
             word(sys::ioctl(video, DQEVENT, &mut event).map(|_| event[0]))
         };
+        // Before the first QBUF a poll does not sleep: POLLERR.
+        video.qbuf(0, pages.at(0), size)?;
+        video.dqbuf()?;
         for round in 0..6_u32 {
             let threads = [
                 ("DQBUF", start(|video| word(video.dqbuf().map(drop)))),
