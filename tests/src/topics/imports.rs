@@ -24,10 +24,7 @@ use crate::video::{CAPTURE, Node, Side, Video, buffer, command, memory, ours, re
 
 pub const TESTS: &[(&str, Test)] = &[
     ("imports::frames_arrive_in_dma_bufs_of_every_origin", frames),
-    (
-        "imports::numbers_of_fds_come_back_as_they_were_given",
-        numbers,
-    ),
+    ("imports::numbers_of_fds_come_back_as_they_were_given", numbers),
     ("imports::wrong_fds_and_lengths_fail_alike", wrong),
     (
         "imports::a_queued_dma_buf_outlives_its_fd_and_the_number_may_mean_another",
@@ -111,7 +108,11 @@ fn reqbufs(video: &Video, count: u32) -> Result<u32, Errno> {
 fn with_fd(index: u32, fd: i32, length: u32) -> V4l2Buffer {
     V4l2Buffer {
         memory: memory::DMABUF,
-        ..buffer(index, 0x5a5a_0000_0000_0000 | u64::from(fd.cast_unsigned()), length)
+        ..buffer(
+            index,
+            0x5a5a_0000_0000_0000 | u64::from(fd.cast_unsigned()),
+            length,
+        )
     }
 }
 
@@ -155,7 +156,10 @@ fn stream(node: Node, buffers: &[DmaBuf], picture: &Picture) -> anyhow::Result<V
         let done = dqbuf(&video)?;
         let dma_buf = &buffers[done.index as usize];
         let arrived = dma_buf.read(picture.bytes().len())? == picture.bytes();
-        lines.push(format!("frame {number}, the picture: {arrived}: {}", show(Ok(done))));
+        lines.push(format!(
+            "frame {number}, the picture: {arrived}: {}",
+            show(Ok(done))
+        ));
         dma_buf.clear()?;
         let again = with_fd(done.index, dma_buf.number(), size);
         video.on_buffer(command::QBUF, again).context("QBUF again")?;
@@ -334,9 +338,7 @@ fn wrong() -> anyhow::Result<()> {
     })?;
     ensure!(
         lines.iter().filter(|line| line.contains(": EINVAL")).count() > 10
-            && lines
-                .iter()
-                .any(|line| line.starts_with("length 0: index 0")),
+            && lines.iter().any(|line| line.starts_with("length 0: index 0")),
         "{lines:?}"
     );
     Ok(())

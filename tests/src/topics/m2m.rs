@@ -53,7 +53,10 @@ fn client(node: Node, input: &str, arguments: &[&str]) -> anyhow::Result<(Vec<St
     let mut lines: Vec<String> = said.lines().map(str::to_owned).collect();
     // STOP marks a buffer that waits, without a number, or the next one to come, which gets one: when all the buffers
     // have been filled already that is chance.
-    for line in lines.iter_mut().filter(|line| line.contains(" bytes 0 flags 0x104000 ")) {
+    for line in lines
+        .iter_mut()
+        .filter(|line| line.contains(" bytes 0 flags 0x104000 "))
+    {
         let (_, rest) = line.split_once(" bytes ").unwrap_or_default();
         *line = format!("cap: last, bytes {rest}");
     }

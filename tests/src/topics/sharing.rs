@@ -230,7 +230,12 @@ fn eight_files(node: Node) -> anyhow::Result<Vec<String>> {
         lines.push(format!(
             "{at}: G_FMT {} S_FMT {} REQBUFS {} REQBUFS(0) {} QBUF {} DQBUF {} STREAMON {} STREAMOFF {}",
             word(other.sizeimage()),
-            word(other.format().and_then(|format| other.set_format(format)).map(drop)),
+            word(
+                other
+                    .format()
+                    .and_then(|format| other.set_format(format))
+                    .map(drop)
+            ),
             word(other.reqbufs(2)),
             word(other.reqbufs(0)),
             word(other.qbuf(1, pages.at(0), size).map(drop)),
@@ -241,7 +246,8 @@ fn eight_files(node: Node) -> anyhow::Result<Vec<String>> {
         lines.push(format!(
             "{at}: read {} QUERYBUF {} poll {:?} {:?}",
             word(other.read(100).map(drop)),
-            word(other.querybuf(0).map(|buffer| (buffer.flags, buffer.length))),
+            // The length is what the driver was told at QBUF: of ours that is the memory behind, in whole pages.
+            word(other.querybuf(0).map(|buffer| buffer.flags)),
             other.poll(PollFlags::POLLPRI, 0),
             other.poll(PollFlags::POLLIN, 0),
         ));
@@ -261,7 +267,9 @@ fn eight_files(node: Node) -> anyhow::Result<Vec<String>> {
     set(node.number, "brightness=128")?;
     lines.push(format!(
         "the owner's frame: {:?}",
-        owner.dqbuf().map(|buffer| (buffer.index, buffer.flags & buf_flag::ERROR))
+        owner
+            .dqbuf()
+            .map(|buffer| (buffer.index, buffer.flags & buf_flag::ERROR))
     ));
     drop(owner);
     // Whoever comes first has it next; the others wait.
@@ -301,11 +309,7 @@ fn owner_rules() -> anyhow::Result<()> {
 /// Eight clients on one node, until each has streamed for `turn` milliseconds.
 fn turns(node: Node, turn: u64) -> anyhow::Result<Vec<Numbers>> {
     let limit = Duration::from_millis(8 * turn) + 6 * AT_ONCE;
-    let (path, most, turn) = (
-        node.to_string(),
-        limit.as_millis().to_string(),
-        turn.to_string(),
-    );
+    let (path, most, turn) = (node.to_string(), limit.as_millis().to_string(), turn.to_string());
     let arguments = [path.as_str(), "1", &most, &turn];
     let mut clients: Vec<Client> = (0..8)
         .map(|_| Client::start("one_of_many", &arguments))
@@ -480,7 +484,11 @@ fn waiters() -> anyhow::Result<()> {
         let room = size as usize + 4096;
         let pages = Pages::new(4 * room)?;
         for id in PICTURE_CONTROLS {
-            sys::ioctl(&video, SUBSCRIBE_EVENT, &mut [CONTROL_CHANGED, id, 0, 0, 0, 0, 0, 0])?;
+            sys::ioctl(
+                &video,
+                SUBSCRIBE_EVENT,
+                &mut [CONTROL_CHANGED, id, 0, 0, 0, 0, 0, 0],
+            )?;
         }
         let mut lines = vec![];
         video.reqbufs(4)?;
@@ -569,9 +577,6 @@ fn waiters() -> anyhow::Result<()> {
         set(VMALLOC, control)?;
     }
     let lines = outcome?;
-    ensure!(
-        lines[0] == "5 asleep, another DQBUF EBUSY",
-        "{lines:?}"
-    );
+    ensure!(lines[0] == "5 asleep, another DQBUF EBUSY", "{lines:?}");
     Ok(())
 }
