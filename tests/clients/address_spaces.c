@@ -20,6 +20,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -207,6 +208,90 @@ static void become(const char *mode)
 	must("exec", -1);
 }
 
+static int pair[2];
+
+/* Gives the file to the process at the other end. */
+static void send_file(void)
+{
+	char byte = 'x', room[CMSG_SPACE(sizeof(fd))] = { 0 };
+	struct iovec data = { &byte, 1 };
+	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof(room) };
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+
+	header->cmsg_level = SOL_SOCKET;
+	header->cmsg_type = SCM_RIGHTS;
+	header->cmsg_len = CMSG_LEN(sizeof(fd));
+	memcpy(CMSG_DATA(header), &fd, sizeof(fd));
+	must("sendmsg", sendmsg(pair[0], &message, 0));
+}
+
+static void receive_file(void)
+{
+	char byte, room[CMSG_SPACE(sizeof(fd))];
+	struct iovec data = { &byte, 1 };
+	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof(room) };
+
+	must("recvmsg", recvmsg(pair[1], &message, 0));
+	must("SCM_RIGHTS", CMSG_FIRSTHDR(&message) ? 0 : -1);
+	memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
+}
+
+/* One says that it has done its part, the other waits for that. */
+static void tell_other(int end)
+{
+	must("write", write(pair[end], "x", 1));
+}
+
+static void wait_for_other(int end)
+{
+	char byte;
+
+	must("read", read(pair[end], &byte, 1) == 1 ? 0 : -1);
+}
+
+/* Runs PART in a process that has never opened the device, once it has been given the file. */
+static pid_t stranger(void (*part)(void))
+{
+	pid_t child;
+
+	must("socketpair", socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	child = fork();
+	must("fork", child);
+	if (child == 0) {
+		close(pair[0]);
+		map_memory();
+		receive_file();
+		part();
+		exit(0);
+	}
+	close(pair[1]);
+	return child;
+}
+
+static void stranger_dequeues(void)
+{
+	stream(VIDIOC_STREAMON);
+	dequeue("stranger");
+	look("stranger", 0);
+}
+
+static void stranger_queues(void)
+{
+	queue("stranger", 1);
+	tell_other(1);
+	wait_for_other(1);
+	look("stranger", 1);
+}
+
+static void stranger_goes_on(void)
+{
+	wait_for_other(1);
+	dequeue("stranger");
+	queue("stranger", 1);
+	dequeue("stranger");
+	look("stranger", 1);
+}
+
 static void *other_thread(void *unused)
 {
 	/* Until the first thread has really ended. */
@@ -249,6 +334,29 @@ int main(int argc, char **argv)
 	}
 
 	take_picture(argv[2]);
+	if (strncmp(mode, "passed-", 7) == 0) {
+		pid_t child = stranger(strcmp(mode, "passed-dequeue") == 0 ? stranger_dequeues :
+				       strcmp(mode, "passed-queue") == 0 ? stranger_queues : stranger_goes_on);
+
+		open_device(argv[2]);
+		if (strcmp(mode, "passed-queue") != 0)
+			queue("opener", 0);
+		send_file();
+		if (strcmp(mode, "passed-queue") == 0) {
+			wait_for_other(0);
+			stream(VIDIOC_STREAMON);
+			dequeue("opener");
+			tell_other(0);
+		} else if (strcmp(mode, "passed-closed") == 0) {
+			stream(VIDIOC_STREAMON);
+			close(fd);
+			tell_other(0);
+		}
+		waitpid(child, NULL, 0);
+		look("opener", 0);
+		look("opener", 1);
+		return 0;
+	}
 	open_device(argv[2]);
 	if (strcmp(mode, "fork-dequeue") == 0) {
 		queue("parent", 0);

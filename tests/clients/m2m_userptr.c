@@ -174,13 +174,16 @@ static void send_next(unsigned index)
 }
 
 /* Only when the device is done with all that it was sent: whether it is still at
- * its last frame or not decides what it marks as the last one. */
+ * its last frame or not decides what it marks as the last one. It gives back the
+ * OUTPUT buffer first (vicodec-core.c, device_run); a STOP before it gives back
+ * the CAPTURE buffer too would mark an empty one that comes before the frame. */
 static void stop(void)
 {
 	/* The command of a decoder has another struct, with the command first too. */
 	struct v4l2_encoder_cmd e = { .cmd = V4L2_ENC_CMD_STOP };
 	struct v4l2_decoder_cmd d = { .cmd = V4L2_DEC_CMD_STOP };
 
+	usleep(200000);
 	if (decoder ? xioctl(VIDIOC_DECODER_CMD, &d) : xioctl(VIDIOC_ENCODER_CMD, &e))
 		fail("STOP");
 	printf("out: STOP after %u\n", sent);

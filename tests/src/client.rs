@@ -95,6 +95,16 @@ impl Client {
             .context("the client says nothing")
     }
 
+    /// Its next line, if it has been written already.
+    pub fn line_if_any(&self) -> Option<String> {
+        self.lines.try_recv().ok()
+    }
+
+    /// Lets it see the end of its stdin.
+    pub fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
     /// All lines until it has closed its output.
     pub fn rest(&self) -> String {
         let mut text = String::new();

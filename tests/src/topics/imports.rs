@@ -20,7 +20,7 @@ use crate::picture::Picture;
 use crate::report::{figure, same};
 use crate::setup::{CONTIG, SPARE, Test, VMALLOC, both_real, is_6_1};
 use crate::sys::DmaBuf;
-use crate::video::{CAPTURE, Node, Video, buffer, command, memory, ours, real};
+use crate::video::{CAPTURE, Node, Side, Video, buffer, command, memory, ours, real};
 
 pub const TESTS: &[(&str, Test)] = &[
     ("imports::frames_arrive_in_dma_bufs_of_every_origin", frames),
@@ -114,6 +114,14 @@ fn with_fd(index: u32, fd: i32, length: u32) -> V4l2Buffer {
             length,
         )
     }
+}
+
+/// The fd in the union.
+fn fd_in(m: u64) -> i32 {
+    // Cut on purpose.
+    #[allow(clippy::cast_possible_truncation)]
+    let low = m as u32;
+    low.cast_signed()
 }
 
 fn show(outcome: Result<V4l2Buffer, Errno>) -> String {
@@ -240,9 +248,15 @@ fn numbers() -> anyhow::Result<()> {
         say("QUERYBUF", ask(1));
         video.streamon()?;
         say("DQBUF", dqbuf(&video));
-        say("another file's QUERYBUF", {
-            node.open()?.on_buffer(command::QUERYBUF, with_fd(1, 77, 0))
-        });
+        // The driver tells everybody the numbers of the owner's fds; ours keeps them to the owner.
+        let mut told = node.open()?.on_buffer(command::QUERYBUF, with_fd(1, 77, 0))?;
+        if node.side == Side::Real {
+            ensure!(fd_in(told.m) == dma_buf.number(), "{told:?}");
+        } else if !both_real() {
+            ensure!(fd_in(told.m) == 0, "{told:?}");
+        }
+        told.m = 0;
+        say("another file's QUERYBUF", Ok(told));
         video.streamoff()?;
         lines.push(word(reqbufs(&video, 0)));
         lines.push(show(

@@ -239,16 +239,16 @@ fn fatal() -> anyhow::Result<()> {
     Ok(())
 }
 
-const DQEVENT: u64 = 0x8088_5659;
-const SUBSCRIBE_EVENT: u64 = 0x4020_565a;
+pub(super) const DQEVENT: u64 = 0x8088_5659;
+pub(super) const SUBSCRIBE_EVENT: u64 = 0x4020_565a;
 const UNSUBSCRIBE_EVENT: u64 = 0x4020_565b;
 /// `V4L2_EVENT_CTRL`
-const CONTROL_CHANGED: u32 = 3;
+pub(super) const CONTROL_CHANGED: u32 = 3;
 /// `V4L2_CID_BRIGHTNESS`
 const BRIGHTNESS: u32 = 0x0098_0900;
 
-/// `struct v4l2_event_subscription`: type, id, flags (1: an event at once).
-fn subscription(video: &Video, command: u64, kind: u32, flags: u32) -> Result<i32, Errno> {
+/// `struct v4l2_event_subscription`: type, brightness as id, flags (1: an event at once).
+pub(super) fn subscription(video: &Video, command: u64, kind: u32, flags: u32) -> Result<i32, Errno> {
     sys::ioctl(video, command, &mut [kind, BRIGHTNESS, flags, 0, 0, 0, 0, 0])
 }
 

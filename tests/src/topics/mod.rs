@@ -25,6 +25,7 @@ mod programs32;
 mod random;
 mod read;
 mod readiness;
+mod sharing;
 mod signals;
 mod verdicts;
 mod write;
@@ -44,6 +45,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             read::TESTS,
             memory::TESTS,
             imports::TESTS,
+            sharing::TESTS,
             budget::TESTS,
             injected::TESTS,
             programs::TESTS,
@@ -57,6 +59,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
         Set::Kinds => &[
             nodes::TESTS,
             write::TESTS,
+            sharing::KINDS_TESTS,
             programs32::PLANES,
             #[cfg(target_arch = "x86_64")]
             conversion::TESTS,
