@@ -24,6 +24,9 @@ pub struct Wanted {
     pub output: bool,
     /// An event (POLLPRI).
     pub priority: bool,
+    /// Another number makes a registration anew. v4l2loopback lets nobody wait who looks while there is something: a
+    /// registration that began so is never told of anything (its poll() calls `poll_wait` only where it has nothing).
+    pub look: u64,
 }
 
 /// What a call of `on_ready` tells of.

@@ -101,7 +101,9 @@ impl Session {
             flags: 0,
             ..*request
         };
-        if provider == Provider::Exporter && request.count > 1 {
+        // v4l2loopback has its buffers already, and asked for one it would have no more ever again.
+        let allocates = capabilities != 0;
+        if provider == Provider::Exporter && request.count > 1 && allocates {
             // The driver allocates without asking our budget: one buffer tells how many we may ask for.
             device.count = 1;
             self.ask(queue, device, capabilities)?;

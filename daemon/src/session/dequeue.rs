@@ -89,7 +89,7 @@ impl Session {
         let queue = state.queues.of_mut(buf_type);
         queue.core.set_waiting(true);
         queue.dequeuer = Some(dequeuer);
-        self.watch_for(&state);
+        self.watch_anew(&state, buf_type);
         drop(state);
         // A buffer that came before the watch looked.
         self.advance_dequeuer(buf_type);
@@ -192,6 +192,9 @@ impl Session {
                 let queue = state.queues.of_mut(buf_type);
                 queue.core.set_waiting(true);
                 queue.dequeuer = Some(dequeuer);
+                if self.device.is_no_vb2(buf_type) {
+                    self.watch_anew(&state, buf_type);
+                }
             }
             outcome => {
                 drop(state);

@@ -139,6 +139,12 @@ impl Device {
         })
     }
 
+    /// Has its queue told that its driver is none of vb2's?
+    pub(super) fn is_no_vb2(&self, buf_type: u32) -> bool {
+        let known = self.capabilities.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&buf_type) == Some(&0)
+    }
+
     /// `V4L2_BUF_CAP_*` of the real queue; 0 where the driver does not tell (it is no vb2 driver). Asked once for each
     /// buffer type, by REQBUFS with count 0, which frees nothing but this file's own buffers; a driver answers it only
     /// for a memory that it has.

@@ -22,6 +22,7 @@ mod retry;
 mod seek;
 mod write;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vidcompat_proto::Errno;
@@ -96,6 +97,8 @@ pub struct Session {
     clients: Mutex<Clients>,
     state: Mutex<State>,
     watch: Mutex<Option<Watch>>,
+    /// See [`Wanted::look`].
+    looks: AtomicU64,
     flags: Mutex<FileFlags>,
     /// O_NONBLOCK of the open: what counts where the flag cannot be read.
     opened_nonblocking: bool,
@@ -124,6 +127,7 @@ impl Session {
             clients: Mutex::default(),
             state: Mutex::default(),
             watch: Mutex::default(),
+            looks: AtomicU64::new(0),
             flags: Mutex::default(),
             opened_nonblocking: flags & libc::O_NONBLOCK != 0,
         });
@@ -297,8 +301,20 @@ impl Session {
     /// Waits for what `state` says from now on. Called with the lock held, so that the last word is the right one.
     fn watch_for(&self, state: &State) {
         if let Some(watch) = &*self.watch.lock().unwrap_or_else(PoisonError::into_inner) {
-            watch.want(state.wanted());
+            watch.want(Wanted {
+                look: self.looks.load(Ordering::Relaxed),
+                ..state.wanted()
+            });
         }
+    }
+
+    /// The same after the device has been found to have nothing: where its driver tells only those who begin to wait
+    /// then, the watch begins anew.
+    fn watch_anew(&self, state: &State, buf_type: u32) {
+        if self.device.is_no_vb2(buf_type) {
+            self.looks.fetch_add(1, Ordering::Relaxed);
+        }
+        self.watch_for(state);
     }
 
     /// To be called, without the lock, before the device frees buffers: from then on a poll of ours for input would
@@ -328,6 +344,7 @@ impl State {
             input: poll.input || self.queues.capture.dequeuer.is_some() || !self.frames.is_idle(),
             output: poll.output || self.queues.output.dequeuer.is_some() || !self.writer.is_idle(),
             priority: poll.priority || !self.events.is_empty(),
+            look: 0,
         }
     }
 }

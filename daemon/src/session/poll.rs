@@ -3,6 +3,8 @@
 
 use nix::poll::PollFlags;
 
+use vidcompat_proto::abi::v4l2::buf_type;
+
 use super::Session;
 use crate::backend::{Readiness, Wanted};
 
@@ -22,6 +24,7 @@ impl PollWait {
             output: self.events.intersects(PollFlags::POLLOUT | PollFlags::POLLWRNORM),
             // Also for those who did not ask for it: this is how an unplugged device is noticed.
             priority: true,
+            look: 0,
         }
     }
 
@@ -47,7 +50,11 @@ impl Session {
             was_ready: !ready.is_empty(),
             notify,
         });
-        self.watch_for(&state);
+        if ready.is_empty() {
+            self.watch_anew(&state, buf_type::VIDEO_CAPTURE);
+        } else {
+            self.watch_for(&state);
+        }
         // No second look: whoever serves a change that came since the first waits for the lock, and a registration that
         // is new tells what is there already. A frame that is told of twice would be an edge too many.
         ready

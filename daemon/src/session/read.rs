@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::format::capture_types;
+use vidcompat_proto::abi::v4l2::buf_type;
 
 use super::{BoxedWaiter, Session, State};
 use crate::memory::Charge;
@@ -91,7 +92,11 @@ impl Session {
                     return waiter.restart();
                 }
                 state.frames.waiting.push_back(Sleeper { size, tid, waiter });
-                self.watch_for(&state);
+                // A vb2 queue says EBUSY now, another (v4l2loopback) what it is: none.
+                let _ = self
+                    .device
+                    .queue_capabilities(&self.node, buf_type::VIDEO_CAPTURE);
+                self.watch_anew(&state, buf_type::VIDEO_CAPTURE);
                 if !self.reads_frames() {
                     self.retry_later(&mut state);
                 }
@@ -193,6 +198,9 @@ impl Session {
             match self.try_read(&mut state, 0, sleeper.size, sleeper.tid) {
                 Err(Errno::EAGAIN) => {
                     state.frames.waiting.push_front(sleeper);
+                    if self.device.is_no_vb2(buf_type::VIDEO_CAPTURE) {
+                        self.watch_anew(&state, buf_type::VIDEO_CAPTURE);
+                    }
                     return any;
                 }
                 outcome => {

@@ -35,6 +35,9 @@ const WIDTH: u32 = 320;
 const HEIGHT: u32 = 180;
 const FRAME: usize = (WIDTH * HEIGHT * 2) as usize;
 const PATIENCE: Duration = Duration::from_secs(40);
+/// Between two frames: the driver has no lock between who writes a buffer and who reads it, so the writer must not come
+/// round before the reader is through.
+const PACE: Duration = Duration::from_millis(40);
 
 /// Frame `number` of so many bytes: every byte tells which frame it belongs to, and where.
 fn frame(number: usize, size: usize) -> Vec<u8> {
@@ -105,7 +108,7 @@ fn producer(node: Node, stop: &AtomicBool) -> anyhow::Result<usize> {
         number += 1;
         let written = nix::unistd::write(&video, &frame(number, FRAME))?;
         ensure!(written == FRAME, "{written} bytes written");
-        thread::sleep(Duration::from_millis(10));
+        thread::sleep(PACE);
     }
     Ok(number)
 }
@@ -171,7 +174,7 @@ fn capture_all(number: u32) -> anyhow::Result<()> {
 fn userptr_producer(node: Node, stop: &AtomicBool) -> anyhow::Result<usize> {
     let (video, size) = set_format(node)?;
     let mut request = V4l2RequestBuffers {
-        count: 2,
+        count: 8,
         buf_type: buf_type::VIDEO_OUTPUT,
         memory: memory::USERPTR,
         ..V4l2RequestBuffers::default()
@@ -201,7 +204,7 @@ fn userptr_producer(node: Node, stop: &AtomicBool) -> anyhow::Result<usize> {
         let mut done = buffer(0, 0, 0);
         done.buf_type = buf_type::VIDEO_OUTPUT;
         let done = video.on_buffer(command::DQBUF, done)?;
-        thread::sleep(Duration::from_millis(10));
+        thread::sleep(PACE);
         number += 1;
         give(done.index, number)?;
     }
