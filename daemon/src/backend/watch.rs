@@ -58,11 +58,19 @@ impl Wanted {
     }
 }
 
+/// What is wanted, and how often that has changed: a task that comes late sees the last of several changes only.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wish {
+    wanted: Wanted,
+    serial: u64,
+}
+
 /// A task that calls back when the device is ready.
 #[derive(Debug)]
 pub struct Watch {
-    wanted: watch::Sender<Wanted>,
-    registered: watch::Receiver<Wanted>,
+    wish: watch::Sender<Wish>,
+    /// The serial number of the wish that is registered.
+    registered: watch::Receiver<u64>,
     task: JoinHandle<()>,
 }
 
@@ -75,11 +83,11 @@ impl Watch {
         fd: Arc<File>,
         on_ready: impl Fn(Readiness) + Send + Sync + 'static,
     ) -> Self {
-        let (wanted, receiver) = watch::channel(Wanted::default());
-        let (report, registered) = watch::channel(Wanted::default());
+        let (wish, receiver) = watch::channel(Wish::default());
+        let (report, registered) = watch::channel(0);
         let task = runtime.spawn(run(fd, receiver, report, Arc::new(on_ready)));
         Self {
-            wanted,
+            wish,
             registered,
             task,
         }
@@ -87,20 +95,26 @@ impl Watch {
 
     /// What is waited for from now on.
     pub fn want(&self, wanted: Wanted) {
-        self.wanted
-            .send_if_modified(|now| std::mem::replace(now, wanted) != wanted);
+        self.wish.send_if_modified(|now| {
+            let changes = now.wanted != wanted;
+            if changes {
+                now.wanted = wanted;
+                now.serial += 1;
+            }
+            changes
+        });
     }
 
-    /// Waits until what is wanted now is what is registered. Not to be called on a thread of `runtime`, nor with a lock
-    /// that `on_ready` takes.
+    /// Waits until what is wanted now is registered, or what was wanted later: another thread may change its mind before
+    /// the task looks. Not to be called on a thread of `runtime`, nor with a lock that `on_ready` takes.
     pub fn settled(&self, runtime: &Handle) -> impl FnOnce() + use<> {
-        let (wanted, mut registered) = (*self.wanted.borrow(), self.registered.clone());
+        let (serial, mut registered) = (self.wish.borrow().serial, self.registered.clone());
         let runtime = runtime.clone();
         move || {
             // An error means that the task has ended, and with it every registration.
             drop(
                 runtime
-                    .block_on(registered.wait_for(|now| *now == wanted))
+                    .block_on(registered.wait_for(|now| *now >= serial))
                     .map(drop),
             );
         }
@@ -108,8 +122,8 @@ impl Watch {
 
     /// Ends the watch and waits until it holds the descriptor no more. Not to be called on a thread of `runtime`.
     pub fn stop(self, runtime: &Handle) {
-        let Self { wanted, task, .. } = self;
-        drop(wanted);
+        let Self { wish, task, .. } = self;
+        drop(wish);
         if let Err(error) = runtime.block_on(task) {
             tracing::error!(%error, "the watch of a device ended badly");
         }
@@ -118,33 +132,33 @@ impl Watch {
 
 async fn run(
     fd: Arc<File>,
-    mut wanted: watch::Receiver<Wanted>,
-    registered: watch::Sender<Wanted>,
+    mut wishes: watch::Receiver<Wish>,
+    registered: watch::Sender<u64>,
     on_ready: Arc<impl Fn(Readiness) + Send + Sync + 'static>,
 ) {
     loop {
-        let now = *wanted.borrow_and_update();
+        let Wish { wanted: now, serial } = *wishes.borrow_and_update();
         let changed = match now.watched().map(|events| sys::register(Arc::clone(&fd), events)) {
             None => {
-                registered.send_replace(now);
-                wanted.changed().await
+                registered.send_replace(serial);
+                wishes.changed().await
             }
             Some(Ok(watched)) => {
-                registered.send_replace(now);
+                registered.send_replace(serial);
                 // Then epoll tells of it as of an event.
                 let first = if sys::poll(&*fd, now.events()).is_empty() {
                     Readiness::New
                 } else {
                     Readiness::Old
                 };
-                until_changed(&watched, first, &mut wanted, &on_ready).await
+                until_changed(&watched, first, &mut wishes, &on_ready).await
             }
             Some(Err(error)) => {
                 // The device is gone or cannot be polled: whoever waits finds out by asking it.
                 tracing::warn!(%error, "a device cannot be watched");
-                registered.send_replace(now);
+                registered.send_replace(serial);
                 call(&on_ready, Readiness::New).await;
-                wanted.changed().await
+                wishes.changed().await
             }
         };
         if changed.is_err() {
@@ -156,17 +170,17 @@ async fn run(
 async fn until_changed(
     watched: &Watched,
     mut what: Readiness,
-    wanted: &mut watch::Receiver<Wanted>,
+    wishes: &mut watch::Receiver<Wish>,
     on_ready: &Arc<impl Fn(Readiness) + Send + Sync + 'static>,
 ) -> Result<(), watch::error::RecvError> {
     loop {
         tokio::select! {
             biased;
-            changed = wanted.changed() => return changed,
+            changed = wishes.changed() => return changed,
             changed = watched.changed() => {
                 // The runtime ends.
                 if changed.is_err() {
-                    return wanted.changed().await;
+                    return wishes.changed().await;
                 }
                 call(on_ready, std::mem::replace(&mut what, Readiness::New)).await;
             }
@@ -178,5 +192,46 @@ async fn call(on_ready: &Arc<impl Fn(Readiness) + Send + Sync + 'static>, what: 
     let on_ready = Arc::clone(on_ready);
     if let Err(error) = tokio::task::spawn_blocking(move || on_ready(what)).await {
         tracing::error!(%error, "serving a ready device failed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Wanted, Watch};
+    use std::fs::File;
+    use std::sync::Arc;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    #[test]
+    fn a_wish_that_is_replaced_before_it_is_seen_is_settled_with_the_next() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let (reader, _writer) = std::io::pipe().expect("a pipe");
+        let file = Arc::new(File::from(std::os::fd::OwnedFd::from(reader)));
+        let watch = Watch::start(runtime.handle(), file, |_| {});
+        let priority = Wanted {
+            priority: true,
+            ..Wanted::default()
+        };
+        watch.want(priority);
+        watch.want(Wanted::default());
+        let settled = watch.settled(runtime.handle());
+        // Nothing of the runtime has run yet: its task sees this last wish only.
+        watch.want(priority);
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            settled();
+            tell.send(()).expect("a listener");
+        });
+        let told = std::thread::spawn(move || told.recv_timeout(Duration::from_secs(10)).is_ok());
+        runtime.block_on(async {
+            while !told.is_finished() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        assert!(told.join().expect("no panic"));
     }
 }
