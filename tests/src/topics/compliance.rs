@@ -244,7 +244,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// What a test of TIME32/64 says that took too long.
 const LATE: &str = "delta_ms > ";
 /// So often is such a test judged again.
-const PATIENCE: u32 = 5;
+const PATIENCE: u32 = 8;
 
 /// The same kind of node on several vivids.
 fn of_vivids(kind: Kind, run: Run) -> anyhow::Result<()> {

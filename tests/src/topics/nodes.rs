@@ -408,7 +408,7 @@ fn radio_seek() -> anyhow::Result<()> {
     let lines = same_on(&node, |path| {
         // struct v4l2_hw_freq_seek: tuner, type (radio), seek_upward, wrap_around, spacing, rangelow, rangehigh.
         let seek = |radio: &Video, upward: u32| {
-            let mut seek = [0, 1, upward, 1, 0, 0, 0, 0, 0, 0, 0, 0_u32];
+            let mut seek = [0, 1, upward, 0, 0, 0, 0, 0, 0, 0, 0, 0_u32];
             sys::ioctl(radio, command::S_HW_FREQ_SEEK, &mut seek)
         };
         let radio = Video::at(path, 0)?;
