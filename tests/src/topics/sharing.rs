@@ -246,8 +246,8 @@ fn eight_files(node: Node) -> anyhow::Result<Vec<String>> {
         lines.push(format!(
             "{at}: read {} QUERYBUF {} poll {:?} {:?}",
             word(other.read(100).map(drop)),
-            // The length is what the driver was told at QBUF: of ours that is the memory behind, in whole pages.
-            word(other.querybuf(0).map(|buffer| buffer.flags)),
+            // What it tells of the owner's memory is the driver's view of ours: DMABUF or a mapped MMAP, in whole pages.
+            word(other.querybuf(0).map(|buffer| buffer.flags & !buf_flag::MAPPED)),
             other.poll(PollFlags::POLLPRI, 0),
             other.poll(PollFlags::POLLIN, 0),
         ));
