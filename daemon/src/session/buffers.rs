@@ -194,6 +194,8 @@ impl Session {
 
     /// `VIDIOC_REMOVE_BUFS`
     pub(super) fn remove_bufs(&self, request: &mut V4l2RemoveBuffers) -> Result<(), Errno> {
+        // These may be the last.
+        self.stop_watching();
         let mut state = self.lock();
         let asked = *request;
         self.node.remove_bufs(request)?;
