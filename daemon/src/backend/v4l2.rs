@@ -67,6 +67,13 @@ impl RealNode {
         v4l2r::ioctl::querycap(&*self.file).map_err(|QueryCapError::IoctlError(errno)| errno.into())
     }
 
+    /// `V4L2_CAP_*` of the node as it is now: v4l2loopback with `exclusive_caps` turns from an output into a capture
+    /// device and back. None where the driver does not answer.
+    pub fn device_caps(&self) -> u32 {
+        let capability = self.capability();
+        capability.map_or(0, |capability| capability.device_caps().bits())
+    }
+
     /// Runs the ioctl of `row` with the bytes of its struct.
     ///
     /// # Errors

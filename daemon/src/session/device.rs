@@ -47,8 +47,6 @@ pub struct Device {
     /// By number: does the driver know the ioctl?
     known: [OnceLock<bool>; 256],
     capabilities: Mutex<HashMap<u32, u32>>,
-    /// `V4L2_CAP_*` of this very node.
-    device_caps: OnceLock<u32>,
     complained: Mutex<Option<Instant>>,
     /// Counts opens and closes of our node.
     generation: AtomicU64,
@@ -71,7 +69,6 @@ impl Device {
             identity,
             known: [const { OnceLock::new() }; 256],
             capabilities: Mutex::default(),
-            device_caps: OnceLock::new(),
             complained: Mutex::default(),
             generation: AtomicU64::new(0),
         }))
@@ -129,14 +126,6 @@ impl Device {
     pub(super) fn knows(&self, node: &RealNode, row: &'static Row) -> bool {
         let Some(probe) = row.probe else { return true };
         *self.known[usize::from(probe)].get_or_init(|| node.knows(vidcompat_proto::ioctl::row(probe)))
-    }
-
-    /// `V4L2_CAP_*` of the node. Asked once; none where the driver does not answer.
-    pub(super) fn device_caps(&self, node: &RealNode) -> u32 {
-        *self.device_caps.get_or_init(|| {
-            let capability = node.capability();
-            capability.map_or(0, |capability| capability.device_caps().bits())
-        })
     }
 
     /// Has its queue told that its driver is none of vb2's?

@@ -111,9 +111,7 @@ impl Session {
     }
 
     fn reads_frames(&self) -> bool {
-        capture_types(self.device.device_caps(&self.node))
-            .next()
-            .is_some()
+        capture_types(self.node.device_caps()).next().is_some()
     }
 
     fn try_read(&self, state: &mut State, offset: u64, size: usize, tid: u32) -> Result<Vec<u8>, Errno> {
@@ -144,7 +142,7 @@ impl Session {
 
     fn fetch_frame(&self, state: &mut State, size: usize, tid: u32) -> Result<(), Errno> {
         // Of a node for raw and sliced VBI the file may be in either mode.
-        let told = capture_types(self.device.device_caps(&self.node))
+        let told = capture_types(self.node.device_caps())
             .filter_map(|buf_type| self.node.frame_size(buf_type))
             .max();
         let told = usize::try_from(told.unwrap_or(UNKNOWN_FRAME)).map_err(|_| Errno::ENOMEM)?;

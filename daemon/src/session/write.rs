@@ -105,7 +105,7 @@ impl Session {
     }
 
     fn writes_frames(&self) -> bool {
-        output_types(self.device.device_caps(&self.node)).next().is_some()
+        output_types(self.node.device_caps()).next().is_some()
     }
 
     fn charge_piece(&self, size: usize, tid: u32) -> Result<Charge, Errno> {
@@ -136,7 +136,7 @@ impl Session {
     /// Bytes of a frame: of the buffers that the driver has made for write(), for it may make them larger than the
     /// format says; 0 where it has none. They stay until the file is closed.
     fn frame_to_write(&self) -> u64 {
-        output_types(self.device.device_caps(&self.node))
+        output_types(self.node.device_caps())
             .find_map(|queue| match queue {
                 // QUERYBUF tells this of a plane only; there is one, or write() fails (__vb2_init_fileio).
                 buf_type::VIDEO_OUTPUT_MPLANE => self.node.frame_size(queue),
