@@ -22,6 +22,10 @@ use super::{Requester, Session};
 /// Bytes of payloads in one call that are not worth a look at the budget.
 const SMALL: u64 = 128 << 10;
 
+/// Payloads of one call that may be in part out of reach: each costs us a file and mappings, of which the system gives a
+/// process only so many. The driver fails at the first that it needs; what comes later is out of reach altogether.
+const MOST_MIRRORS: usize = 16;
+
 /// A request of the client's is a file of the client's: the driver is given none, and refuses.
 const NO_REQUEST: i32 = -1;
 
@@ -250,8 +254,18 @@ fn carry(
         .map(|control| Carried::new(*control, abi, &query))
         .collect();
     charge(carried.iter().map(|one| 2 * u64::from(one.passed)).sum())?;
-    for (one, control) in carried.iter_mut().zip(controls.iter_mut()) {
+    let mut mirrors = 0;
+    for one in &mut carried {
         one.fetch(memory)?;
+        if matches!(one.held, Held::Mirror { .. }) {
+            mirrors += 1;
+            if mirrors > MOST_MIRRORS {
+                one.held = Held::Unreachable;
+            }
+        }
+    }
+    // Not earlier: a list that never reached the driver goes back as it came.
+    for (one, control) in carried.iter().zip(controls.iter_mut()) {
         control.size = one.passed;
     }
     let mut payloads: Vec<_> = carried.iter_mut().map(Carried::host).collect();

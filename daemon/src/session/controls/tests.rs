@@ -318,3 +318,26 @@ fn memory_that_vanished_meanwhile_is_a_fault() {
     });
     assert_eq!(outcome, Err(Errno::EFAULT));
 }
+
+#[test]
+fn a_list_of_payloads_out_of_reach_ends_before_our_files_do() {
+    // Memory that can be read and not written.
+    let mut memory = Fake::new(vec![7; 100]);
+    memory.writable = 0;
+    let count = super::MOST_MIRRORS + 4;
+    let mut kinds = Vec::new();
+    let outcome = carry(
+        NATIVE,
+        &mut vec![control(50, START); count],
+        Some(&memory),
+        holding(10, 5),
+        |_| Ok(()),
+        |_, payloads| {
+            let mirror = |payload: &HostPayload<'_>| matches!(payload, HostPayload::Mirror(_));
+            kinds.extend(payloads.iter().map(mirror));
+            Err(Errno::EFAULT)
+        },
+    );
+    assert_eq!(outcome, Err(Errno::EFAULT));
+    assert_eq!(kinds, [vec![true; super::MOST_MIRRORS], vec![false; 4]].concat());
+}
