@@ -20,6 +20,7 @@ fn policy(row: &Row) -> String {
         Policy::Privileged => "passed for CAP_SYS_ADMIN".to_owned(),
         Policy::Queue(_) => "translated: queue".to_owned(),
         Policy::Array => "translated: array".to_owned(),
+        Policy::Window => "passed, with a window's clips".to_owned(),
         Policy::Controls => "translated: controls".to_owned(),
         Policy::Dqevent => "passed, waits here".to_owned(),
         Policy::Seek => "passed, waits in the driver".to_owned(),

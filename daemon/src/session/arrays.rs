@@ -2,6 +2,7 @@
 //! (v4l2-ioctl.c), with the driver seeing memory of ours.
 
 use vidcompat_proto::Errno;
+use vidcompat_proto::abi::ClientAbi;
 use vidcompat_proto::ioctl::{Array, Row};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -16,6 +17,52 @@ impl Session {
         self.with_array(array, argument, who, |argument, bytes: &mut [u8], _| {
             self.node.array_ioctl(row, argument, bytes)
         })
+    }
+
+    /// A format, which in an overlay window may have a list of clips (`struct v4l2_clip`: a rectangle of 16 bytes, and a
+    /// pointer that is the client's own business). Newer kernels do not look at it; where it cannot be read the pointer
+    /// is NULL, and an older one says EFAULT.
+    pub(super) fn window_ioctl(&self, row: &Row, argument: &mut [u8], who: Requester) -> Result<i32, Errno> {
+        const RECTANGLE: usize = 16;
+        let place = row.array.ok_or(Errno::ENOTTY)?;
+        let count = place.len(argument).unwrap_or(0) / place.element;
+        let pointer = argument.get(place.pointer_bytes()).map(<[u8]>::to_vec);
+        let (Some(pointer), true) = (pointer, count > 0) else {
+            return self.node.ioctl(row, argument);
+        };
+        let client_addr = pointer
+            .first_chunk::<8>()
+            .map_or(0, |raw| u64::from_ne_bytes(*raw));
+        let element = match who.abi {
+            ClientAbi::Native => place.element,
+            ClientAbi::I386 | ClientAbi::Arm32 => RECTANGLE + 4,
+        };
+        let caller = self.caller(who.tid)?;
+        let mut theirs = vec![0; count * element];
+        if caller.read(client_addr, &mut theirs).is_err() {
+            return self.node.ioctl(row, argument);
+        }
+        let mut clips = vec![0; count * place.element];
+        for (clip, theirs) in clips
+            .chunks_exact_mut(place.element)
+            .zip(theirs.chunks_exact(element))
+        {
+            clip[..RECTANGLE].copy_from_slice(&theirs[..RECTANGLE]);
+        }
+        self.node.array_ioctl(row, argument, &mut clips)?;
+        if place.len(argument) == Ok(0) {
+            // The kernel has no clips.
+            return Ok(0);
+        }
+        argument[place.pointer_bytes()].copy_from_slice(&pointer);
+        for (theirs, clip) in theirs
+            .chunks_exact_mut(element)
+            .zip(clips.chunks_exact(place.element))
+        {
+            theirs[..RECTANGLE].copy_from_slice(&clip[..RECTANGLE]);
+        }
+        caller.write(client_addr, &theirs).map_err(|_| Errno::EFAULT)?;
+        Ok(0)
     }
 
     /// Lets `act` have the array of elements `T` that `argument` announces, and the client, if there is an array.

@@ -235,6 +235,7 @@ impl Session {
             Policy::Privileged => Err(Errno::EPERM),
             Policy::Refuse(errno) => Err(errno),
             Policy::Array => self.array_ioctl(row, argument, who),
+            Policy::Window => self.window_ioctl(row, argument, who),
             Policy::Controls => self.ext_controls(row, argument, who),
             Policy::Queue(op) => self.queue_ioctl(op, argument, who).map(|()| 0),
             // These wait: `dequeue_event` and `seek`.

@@ -39,7 +39,7 @@ pub fn ioctl_with_array(
     array: &mut [u8],
 ) -> Result<i32, Errno> {
     match (row.array, row.policy) {
-        (Some(place), Policy::Array) => call(file, row, place, argument, array),
+        (Some(place), Policy::Array | Policy::Window) => call(file, row, place, argument, array),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -107,7 +107,8 @@ fn call(
     let request: libc::Ioctl = row.command.0.into();
     // SAFETY: the kernel copies `_IOC_SIZE` bytes in and out of `argument`, which is that long, and as many bytes in and
     // out of `array` as the count in `argument` announces (v4l2-ioctl.c, check_array_args), which `place.len` found to be
-    // all of it; both are borrowed mutably. Elements of `Policy::Array` hold no pointers. An extended control's pointer
+    // all of it; both are borrowed mutably. Elements of `Policy::Array` hold no pointers; those of
+    // `Policy::Window` have one that no driver follows (`v4l2_clip.next`). An extended control's pointer
     // is followed for at most its `size` bytes as passed (v4l2-ctrls-api.c, prepare_ext_ctrls and what follows it):
     // `ext_controls` has made that 0, or checked it against the mutably borrowed memory or the mirror that it set the
     // pointer to, or set the pointer to an address that the kernel refuses.

@@ -23,6 +23,8 @@ pub enum Policy {
     Queue(QueueOp),
     /// As `Pass`, with the array that the struct points to ([`Row::array`]) carried along.
     Array,
+    /// As `Pass`; the clips of an overlay window, which only older kernels look at, are carried along like an array.
+    Window,
     /// As `Array`, and the elements are extended controls, which may point to a payload.
     Controls,
     /// As `Pass`, and waits where the client's file is blocking.
@@ -60,6 +62,8 @@ pub enum QueueOp {
 /// ioctl goes (v4l2-ioctl.c, `check_array_args` and `video_usercopy`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Array {
+    /// In which structs there is one; `None`: in all.
+    pub when: Option<When>,
     /// Byte offset of the pointer (8 bytes) in the 64-bit struct.
     pub pointer: usize,
     /// Byte offset of the number of elements (a `u32`).
@@ -78,10 +82,19 @@ impl Array {
     /// # Errors
     /// Too many elements.
     pub fn len(&self, argument: &[u8]) -> Result<usize, Errno> {
+        if !self.applies(argument) {
+            return Ok(0);
+        }
         match read_u32(argument, self.count) {
             Some(count) if count <= self.limit => Ok(count as usize * self.element),
             _ => Err(self.beyond),
         }
+    }
+
+    /// Is there an array in `argument` at all?
+    #[must_use]
+    pub fn applies(&self, argument: &[u8]) -> bool {
+        self.when.is_none_or(|when| when.applies(argument))
     }
 
     /// Where the pointer stands in the struct.
@@ -118,9 +131,15 @@ pub struct When {
     pub is_one_of: &'static [u32],
 }
 
+impl When {
+    fn applies(&self, argument: &[u8]) -> bool {
+        read_u32(argument, self.offset).is_some_and(|value| self.is_one_of.contains(&value))
+    }
+}
+
 impl Pointer {
     fn applies(&self, argument: &[u8]) -> bool {
-        read_u32(argument, self.when.offset).is_some_and(|value| self.when.is_one_of.contains(&value))
+        self.when.applies(argument)
     }
 }
 
@@ -186,6 +205,7 @@ impl Row {
     pub fn scrub(&self, argument: &mut [u8]) {
         if let Some(bytes) = self
             .array
+            .filter(|array| array.applies(argument))
             .and_then(|array| argument.get_mut(array.pointer_bytes()))
         {
             bytes.fill(0);
@@ -267,7 +287,7 @@ mod tests {
         overlay[..4].copy_from_slice(&3u32.to_ne_bytes());
         row.scrub(&mut overlay);
         assert!(
-            overlay[32..44]
+            overlay[32..40]
                 .iter()
                 .chain(&overlay[48..56])
                 .all(|byte| *byte == 0)
@@ -327,11 +347,11 @@ mod tests {
     #[test]
     fn arrays_belong_to_the_rows_whose_policy_carries_them() {
         for row in V4L2 {
-            let carried = matches!(row.policy, Policy::Array | Policy::Controls);
+            let carried = matches!(row.policy, Policy::Array | Policy::Window | Policy::Controls);
             assert_eq!(row.array.is_some(), carried, "{}", row.name);
             if let Some(array) = row.array {
                 assert!(array.pointer + 8 <= row.command.size() && array.count + 4 <= row.command.size());
-                assert!(row.always_copy, "{}", row.name);
+                assert_eq!(row.always_copy, row.policy != Policy::Window, "{}", row.name);
             }
         }
     }

@@ -14,20 +14,23 @@ const OVERLAY: When = When {
     is_one_of: &[VIDEO_OVERLAY, VIDEO_OUTPUT_OVERLAY],
 };
 
-/// `struct v4l2_format`, `fmt.win`: `clips`, `clipcount`, `bitmap`. 6.12 zeroes them itself
-/// (v4l2-ioctl.c:1767); 6.1 follows them.
-const WINDOW_POINTERS: &[Pointer] = &[
-    Pointer {
-        when: OVERLAY,
-        offset: 32,
-        len: 12,
-    },
-    Pointer {
-        when: OVERLAY,
-        offset: 48,
-        len: 8,
-    },
-];
+/// `struct v4l2_format`, `fmt.win`: `bitmap`. 6.12 zeroes it itself (v4l2-ioctl.c:1767); drivers of 6.1 follow it, and
+/// get none.
+const WINDOW_BITMAP: &[Pointer] = &[Pointer {
+    when: OVERLAY,
+    offset: 48,
+    len: 8,
+}];
+
+/// The same: `clips`, `clipcount` (6.1, v4l2-ioctl.c:3142). 6.12 zeroes them itself.
+const WINDOW_CLIPS: Array = Array {
+    when: Some(OVERLAY),
+    pointer: 32,
+    count: 40,
+    element: 24,
+    limit: 2048,
+    beyond: Errno::EINVAL,
+};
 
 const MULTI_PLANAR: When = When {
     offset: 4,
@@ -53,6 +56,7 @@ const BUFFER_POINTERS: &[Pointer] = &[
 
 /// `struct v4l2_edid`: `edid`, `blocks`.
 const EDID_BLOCKS: Array = Array {
+    when: Option::None,
     pointer: 32,
     count: 8,
     element: 128,
@@ -62,6 +66,7 @@ const EDID_BLOCKS: Array = Array {
 
 /// `struct v4l2_ext_controls`: `controls`, `count` (`V4L2_CID_MAX_CTRLS`).
 const EXT_CONTROLS: Array = Array {
+    when: Option::None,
     pointer: 24,
     count: 4,
     element: 20,
@@ -77,8 +82,12 @@ const NEVER: Policy = Refuse(Errno::EPERM);
 pub const ROWS: &[Row] = &[
     Row::new("VIDIOC_QUERYCAP", Read, 0, 104, Pass),
     Row::new("VIDIOC_ENUM_FMT", ReadWrite, 2, 64, Pass),
-    Row::new("VIDIOC_G_FMT", ReadWrite, 4, 208, Pass).pointers(WINDOW_POINTERS),
-    Row::new("VIDIOC_S_FMT", ReadWrite, 5, 208, Pass).pointers(WINDOW_POINTERS),
+    Row::new("VIDIOC_G_FMT", ReadWrite, 4, 208, Policy::Window)
+        .array(WINDOW_CLIPS)
+        .pointers(WINDOW_BITMAP),
+    Row::new("VIDIOC_S_FMT", ReadWrite, 5, 208, Policy::Window)
+        .array(WINDOW_CLIPS)
+        .pointers(WINDOW_BITMAP),
     Row::new("VIDIOC_REQBUFS", ReadWrite, 8, 20, Queue(QueueOp::Reqbufs)),
     Row::new("VIDIOC_QUERYBUF", ReadWrite, 9, 88, Queue(QueueOp::Querybuf)).pointers(BUFFER_POINTERS),
     Row::new("VIDIOC_G_FBUF", Read, 10, 48, Pass),
@@ -126,7 +135,9 @@ pub const ROWS: &[Row] = &[
     Row::new("VIDIOC_G_JPEGCOMP", Read, 61, 140, Pass),
     Row::new("VIDIOC_S_JPEGCOMP", Write, 62, 140, Pass),
     Row::new("VIDIOC_QUERYSTD", Read, 63, 8, Pass),
-    Row::new("VIDIOC_TRY_FMT", ReadWrite, 64, 208, Pass).pointers(WINDOW_POINTERS),
+    Row::new("VIDIOC_TRY_FMT", ReadWrite, 64, 208, Policy::Window)
+        .array(WINDOW_CLIPS)
+        .pointers(WINDOW_BITMAP),
     Row::new("VIDIOC_ENUMAUDIO", ReadWrite, 65, 52, Pass),
     Row::new("VIDIOC_ENUMAUDOUT", ReadWrite, 66, 52, Pass),
     Row::new("VIDIOC_G_PRIORITY", Read, 67, 4, Pass),
