@@ -50,13 +50,13 @@ const MEMBERS: &[Member] = &[
     member(&[13, 14], &[same("meta", 0, 0, 20)]),
 ];
 
-/// `struct v4l2_window32`. Clips and bitmap are nothing for 6.12; 6.1 would follow them.
+/// `struct v4l2_window32`. Clips and bitmap are nothing for 6.12; 6.1 follows them, and gets no bitmap.
 const WINDOW: &[Piece] = &[
     same("win.w", 0, 0, 16),
     same("win.field", 16, 16, 4),
     same("win.chromakey", 20, 20, 4),
-    unsigned("win.clips", 24, 24).neither(),
-    same("win.clipcount", 28, 32, 4).neither(),
+    unsigned("win.clips", 24, 24),
+    same("win.clipcount", 28, 32, 4),
     unsigned("win.bitmap", 32, 40).neither(),
     same("win.global_alpha", 36, 48, 1),
     padding(37, 49, 3),

@@ -182,14 +182,16 @@ fn every_buffer_type_has_its_member_of_the_format() {
 }
 
 #[test]
-fn an_overlay_window_moves_around_its_pointers_which_are_nothing() {
+fn an_overlay_window_keeps_its_clips_and_has_no_bitmap() {
     let layout = find(ClientAbi::Arm32, 4, 204);
     for buf_type in [3u32, 8] {
         let mut compat = marked(204);
         put(&mut compat, 0, &buf_type.to_ne_bytes());
         let native = native_of(layout, &compat);
         assert_eq!(native[8..32], compat[4..28]);
-        assert!(native[32..56].iter().all(|byte| *byte == 0));
+        assert_eq!((&native[32..36], &native[36..40]), (&compat[28..32], &[0; 4][..]));
+        assert_eq!(native[40..44], compat[32..36]);
+        assert!(native[44..56].iter().all(|byte| *byte == 0));
         assert_eq!(native[56], compat[40]);
         assert!(native[57..].iter().all(|byte| *byte == 0));
 
@@ -198,7 +200,8 @@ fn an_overlay_window_moves_around_its_pointers_which_are_nothing() {
         let mut back = vec![0xee; 204];
         layout.from_native(&native, &mut back);
         assert_eq!(back[4..28], native[8..32]);
-        assert_eq!(back[28..40], [0; 12]);
+        assert_eq!((&back[28..32], &back[32..36]), (&native[32..36], &native[40..44]));
+        assert_eq!(back[36..40], [0; 4]);
         assert_eq!(back[40..44], [native[56], 0, 0, 0]);
         assert!(
             back[44..].iter().all(|byte| *byte == 0xee),
