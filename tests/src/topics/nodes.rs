@@ -14,7 +14,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::signal::Signal;
 use vidcompat_proto::abi::format::{capture_types, output_types};
 use vidcompat_proto::abi::v4l2::{V4l2Buffer, V4l2Format, V4l2RequestBuffers, buf_type, memory};
-use zerocopy::IntoBytes;
+use zerocopy::{FromZeros, IntoBytes};
 
 use super::readiness::{Ask, QUIET, READY, epoll_once, poll, select_once};
 use crate::client::{AT_ONCE, Client, run};
@@ -209,14 +209,20 @@ fn read_frames() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A VBI node of vivid is raw or sliced as the last REQBUFS said.
+/// A VBI node of vivid is raw or sliced as the last REQBUFS said; one that puts out, as the last S_FMT said, and then
+/// REQBUFS of the other is EINVAL.
 pub(super) fn select_vbi(node: &Found, buf_type: u32) -> anyhow::Result<()> {
+    let video = Video::at(&node.real(), 0)?;
+    let mut format = V4l2Format::new_zeroed();
+    format.buf_type = buf_type;
+    crate::sys::ioctl(&video, command::G_FMT, &mut format)?;
+    crate::sys::ioctl(&video, command::S_FMT, &mut format)?;
     let mut nothing = V4l2RequestBuffers {
         buf_type,
         memory: memory::MMAP,
         ..V4l2RequestBuffers::default()
     };
-    Ok(Video::at(&node.real(), 0)?.reqbufs_raw(&mut nothing)?)
+    Ok(video.reqbufs_raw(&mut nothing)?)
 }
 
 fn read_vbi() -> anyhow::Result<()> {
