@@ -17,6 +17,7 @@ use crate::devices::{SideNode, SideNodeError};
 use crate::frontend::video::VideoNode;
 use crate::memory::{Budget, Heap};
 use crate::session::{Device, DeviceOptions};
+use crate::sys;
 
 const CUSE: &str = "/dev/cuse";
 /// How long we try to answer those who wait, before their calls are aborted.
@@ -63,6 +64,7 @@ struct Served {
 /// See [`ServiceError`]; nodes made so far are gone when this returns.
 pub fn run(options: &Options) -> Result<(), ServiceError> {
     raise_file_limit();
+    sys::share_arenas();
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build()

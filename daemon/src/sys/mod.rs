@@ -5,6 +5,7 @@
 
 mod arrays;
 mod dma_buf;
+mod malloc;
 mod map;
 mod mirror;
 mod planes;
@@ -15,6 +16,7 @@ mod v4l2;
 
 pub use arrays::{HostPayload, ext_controls, ioctl_with_array};
 pub use dma_buf::{CpuUse, sync_end, sync_start};
+pub use malloc::share_arenas;
 pub use map::Mapping;
 pub use mirror::{Mirror, page_size};
 pub use planes::buffer_ioctl;
