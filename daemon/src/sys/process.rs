@@ -46,31 +46,12 @@ pub fn write_from(source: &Mapping, len: usize, pid: Pid, client_addr: u64) -> R
     if len > source.size() || is_ours(pid) {
         return Err(MemoryFault::Fault);
     }
-    let mut done = 0;
-    while done < len {
-        let local = libc::iovec {
-            iov_base: source.host_ptr().wrapping_byte_add(done),
-            iov_len: len - done,
-        };
-        let remote = libc::iovec {
-            iov_base: std::ptr::without_provenance_mut(remote_base.wrapping_add(done)),
-            iov_len: len - done,
-        };
+    in_pieces(len, MemoryFault::Fault, |done| {
+        let (local, remote) = iovecs(source, remote_base, done, len);
         // SAFETY: `local` lies within `source`, which stays mapped while it is borrowed and is only read; `remote`
         // is an address of another process, checked by the kernel.
-        let wrote =
-            unsafe { libc::process_vm_writev(pid.as_raw(), &raw const local, 1, &raw const remote, 1, 0) };
-        match usize::try_from(wrote) {
-            // The kernel copies at most 2 GiB a call, and stops at the first page it cannot write.
-            Ok(0) => return Err(MemoryFault::Fault),
-            Ok(count) => done += count,
-            Err(_) => match Errno::last() {
-                Errno::EINTR => {}
-                errno => return Err(errno.into()),
-            },
-        }
-    }
-    Ok(())
+        Ok(unsafe { libc::process_vm_writev(pid.as_raw(), &raw const local, 1, &raw const remote, 1, 0) })
+    })
 }
 
 /// Copies `len` bytes from `client_addr` in the process (or thread) `pid` to the start of `target`: one copy, straight
@@ -83,22 +64,38 @@ pub fn read_into(target: &Mapping, len: usize, pid: Pid, client_addr: u64) -> Re
     if len > target.size() || !target.is_writable() || is_ours(pid) {
         return Err(MemoryFault::Fault);
     }
-    let mut done = 0;
-    while done < len {
-        let local = libc::iovec {
-            iov_base: target.host_ptr().wrapping_byte_add(done),
-            iov_len: len - done,
-        };
-        let remote = libc::iovec {
-            iov_base: std::ptr::without_provenance_mut(remote_base.wrapping_add(done)),
-            iov_len: len - done,
-        };
+    in_pieces(len, MemoryFault::Fault, |done| {
+        let (local, remote) = iovecs(target, remote_base, done, len);
         // SAFETY: `local` lies within `target`, which stays mapped while it is borrowed, was mapped writable, and of
         // whose bytes no Rust reference exists; `remote` is an address of another process, checked by the kernel.
-        let got =
-            unsafe { libc::process_vm_readv(pid.as_raw(), &raw const local, 1, &raw const remote, 1, 0) };
-        match usize::try_from(got) {
-            Ok(0) => return Err(MemoryFault::Fault),
+        Ok(unsafe { libc::process_vm_readv(pid.as_raw(), &raw const local, 1, &raw const remote, 1, 0) })
+    })
+}
+
+/// What is left of `len` bytes after `done`: in `mapping`, and in another process from `remote_base` on.
+fn iovecs(mapping: &Mapping, remote_base: usize, done: usize, len: usize) -> (libc::iovec, libc::iovec) {
+    let local = libc::iovec {
+        iov_base: mapping.host_ptr().wrapping_byte_add(done),
+        iov_len: len - done,
+    };
+    let remote = libc::iovec {
+        iov_base: std::ptr::without_provenance_mut(remote_base.wrapping_add(done)),
+        iov_len: len - done,
+    };
+    (local, remote)
+}
+
+/// Makes the system call `copy`, which is told how many bytes are done, until `len` bytes are: the kernel copies at most
+/// 2 GiB a call and stops at the first page that it cannot reach. `nothing` is what it means when it copies none.
+fn in_pieces(
+    len: usize,
+    nothing: MemoryFault,
+    mut copy: impl FnMut(usize) -> Result<isize, MemoryFault>,
+) -> Result<(), MemoryFault> {
+    let mut done = 0;
+    while done < len {
+        match usize::try_from(copy(done)?) {
+            Ok(0) => return Err(nothing),
             Ok(count) => done += count,
             Err(_) => match Errno::last() {
                 Errno::EINTR => {}
@@ -152,30 +149,16 @@ impl RemoteMemory {
     /// # Errors
     /// As [`write_from`]; [`MemoryFault::Gone`] when the address space is gone.
     pub fn write(&self, source: &Mapping, len: usize, client_addr: u64) -> Result<(), MemoryFault> {
-        let offset = libc::off_t::try_from(client_addr).map_err(|_| MemoryFault::Fault)?;
         if len > source.size() || self.ours {
             return Err(MemoryFault::Fault);
         }
-        let mut done: usize = 0;
-        while done < len {
-            let at = libc::off_t::try_from(done)
-                .ok()
-                .and_then(|done| offset.checked_add(done));
-            let at = at.ok_or(MemoryFault::Fault)?;
+        in_pieces(len, MemoryFault::Gone, |done| {
             let from = source.host_ptr().wrapping_byte_add(done);
+            let at = file_offset(client_addr, done)?;
             // SAFETY: `from` and the length lie within `source`, which stays mapped while it is borrowed; the kernel
             // only reads it, and writes to an address space that is not this process's.
-            let wrote = unsafe { libc::pwrite(self.file.as_raw_fd(), from, len - done, at) };
-            match usize::try_from(wrote) {
-                Ok(0) => return Err(MemoryFault::Gone),
-                Ok(count) => done += count,
-                Err(_) => match Errno::last() {
-                    Errno::EINTR => {}
-                    errno => return Err(errno.into()),
-                },
-            }
-        }
-        Ok(())
+            Ok(unsafe { libc::pwrite(self.file.as_raw_fd(), from, len - done, at) })
+        })
     }
 
     /// Copies `len` bytes from `client_addr` to the start of `target`: two copies, whatever the process does meanwhile.
@@ -183,31 +166,24 @@ impl RemoteMemory {
     /// # Errors
     /// As [`RemoteMemory::write`], and as [`read_into`].
     pub fn read(&self, target: &Mapping, len: usize, client_addr: u64) -> Result<(), MemoryFault> {
-        let offset = libc::off_t::try_from(client_addr).map_err(|_| MemoryFault::Fault)?;
         if len > target.size() || !target.is_writable() || self.ours {
             return Err(MemoryFault::Fault);
         }
-        let mut done: usize = 0;
-        while done < len {
-            let at = libc::off_t::try_from(done)
-                .ok()
-                .and_then(|done| offset.checked_add(done));
-            let at = at.ok_or(MemoryFault::Fault)?;
+        in_pieces(len, MemoryFault::Gone, |done| {
             let to = target.host_ptr().wrapping_byte_add(done);
+            let at = file_offset(client_addr, done)?;
             // SAFETY: `to` and the length lie within `target`, which stays mapped while it is borrowed, was mapped
             // writable, and of whose bytes no Rust reference exists.
-            let got = unsafe { libc::pread(self.file.as_raw_fd(), to, len - done, at) };
-            match usize::try_from(got) {
-                Ok(0) => return Err(MemoryFault::Gone),
-                Ok(count) => done += count,
-                Err(_) => match Errno::last() {
-                    Errno::EINTR => {}
-                    errno => return Err(errno.into()),
-                },
-            }
-        }
-        Ok(())
+            Ok(unsafe { libc::pread(self.file.as_raw_fd(), to, len - done, at) })
+        })
     }
+}
+
+/// Where in `/proc/PID/mem` the byte is that lies `done` bytes behind `client_addr`.
+fn file_offset(client_addr: u64, done: usize) -> Result<libc::off_t, MemoryFault> {
+    let at = client_addr.checked_add(done as u64);
+    at.and_then(|at| libc::off_t::try_from(at).ok())
+        .ok_or(MemoryFault::Fault)
 }
 
 /// Reads the byte at `client_addr` in process (or thread) `pid`: can the kernel reach that page for us at all?
