@@ -51,7 +51,12 @@ impl Session {
         if !reply.is_multi_planar() || asked.length == 0 {
             return Ok(());
         }
-        let planes = reply.planes.iter().take(asked.length as usize);
+        // The kernel's conversion gives a 32-bit client no plane beyond those that there are (v4l2-compat-ioctl32.c:1123).
+        let most = match who.abi {
+            ClientAbi::Native => asked.length,
+            ClientAbi::I386 | ClientAbi::Arm32 => asked.length.min(reply.head.length),
+        };
+        let planes = reply.planes.iter().take(most as usize);
         let bytes: Vec<u8> = planes.flat_map(|plane| from_native(plane, who.abi)).collect();
         let caller = self.caller(who.tid)?;
         caller.write(asked.m, &bytes).map_err(|_| Errno::EFAULT)
