@@ -1,7 +1,8 @@
 //! vidcompatd: CUSE nodes in front of real V4L2 nodes.
 //!
 //! The way of a request: [`cuse`] reads it, [`frontend`] hands it to a [`session`], which asks the queue core of
-//! `vidcompat-proto`, a [`client`]'s memory, the real device ([`backend`]) and [`memory`], and answers. [`devices`]
+//! `vidcompat-proto`, a [`client`]'s memory, what stands behind it ([`resolve`]), the real device ([`backend`]) and
+//! [`memory`], and answers. [`devices`]
 //! makes the nodes, [`service`] starts and ends all of it, [`sys`] holds the raw system calls.
 #![deny(unsafe_code)]
 
@@ -12,6 +13,7 @@ pub mod cuse;
 pub mod devices;
 pub mod frontend;
 pub mod memory;
+pub mod resolve;
 pub mod service;
 pub mod session;
 #[allow(unsafe_code)]

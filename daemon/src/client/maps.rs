@@ -35,8 +35,8 @@ pub fn each_covering(
             Err(errno) => return Err(errno.into()),
             Ok(None) => return Err(MemoryFault::Fault),
             Ok(Some(vma)) => {
-                each(vma)?;
                 at = vma.end;
+                each(vma)?;
             }
         }
     }
@@ -58,8 +58,8 @@ fn each_covering_in(
         if at < vma.start {
             break;
         }
-        each(vma)?;
         at = vma.end;
+        each(vma)?;
         if at >= range.end {
             return Ok(());
         }
@@ -69,13 +69,31 @@ fn each_covering_in(
 
 /// A line of `/proc/PID/maps`, e.g. `7f0a1000-7f0a3000 rw-s 00001000 00:05 17  /dmabuf:`.
 fn parse(line: &str) -> Option<Vma> {
-    let mut words = line.split_ascii_whitespace();
-    let (start, end) = words.next()?.split_once('-')?;
-    let permissions = words.next()?.as_bytes();
+    let mut rest = line;
+    let mut word = || {
+        let trimmed = rest.trim_start_matches(' ');
+        let (word, behind) = trimmed.split_once(' ').unwrap_or((trimmed, ""));
+        rest = behind;
+        word
+    };
+    let hex = |text| u64::from_str_radix(text, 16).ok();
+    let (start, end) = word().split_once('-')?;
+    let permissions = word().as_bytes();
+    let offset = hex(word())?;
+    let (major, minor) = word().split_once(':')?;
+    let inode = word().parse().ok()?;
+    let minor_of = |text| u32::from_str_radix(text, 16).ok();
     Some(Vma {
-        start: u64::from_str_radix(start, 16).ok()?,
-        end: u64::from_str_radix(end, 16).ok()?,
+        start: hex(start)?,
+        end: hex(end)?,
+        readable: permissions.first() == Some(&b'r'),
         writable: permissions.get(1) == Some(&b'w'),
+        shared: permissions.get(3) == Some(&b's'),
+        offset,
+        device: (minor_of(major)?, minor_of(minor)?),
+        inode,
+        // The rest of the line: a path may have blanks in it.
+        name: rest.trim_start_matches(' ').as_bytes().to_vec(),
     })
 }
 
@@ -98,7 +116,7 @@ mod tests {
     use super::{each_covering_in, parse};
     use crate::sys::MemoryFault;
 
-    const MAPS: &str = "1000-3000 rw-p 00000000 00:00 0\n3000-4000 r--p 0 00:00 0\n\
+    const MAPS: &str = "1000-3000 rw-p 00000000 00:00 0 \n3000-4000 r--p 0 00:00 0\n\
         5000-6000 rw-s 00001000 00:05 17  /dmabuf:\n";
 
     /// Where the mappings shown begin, and how it ended.
@@ -143,5 +161,35 @@ mod tests {
         assert_eq!(parse("nonsense"), None);
         assert_eq!(parse("1000-zz rw-p"), None);
         assert_eq!(parse(""), None);
+    }
+
+    #[test]
+    fn every_field_of_a_line_is_read_and_a_path_keeps_its_blanks() {
+        let vma =
+            parse("5000-6000 r--s 00001000 fe:1a 17                   /a b  c (deleted)").expect("a mapping");
+        assert_eq!(
+            (vma.start, vma.end, vma.offset, vma.inode),
+            (0x5000, 0x6000, 0x1000, 17)
+        );
+        assert_eq!((vma.readable, vma.writable, vma.shared), (true, false, true));
+        assert_eq!(vma.device, (0xfe, 0x1a));
+        assert_eq!(vma.name, b"/a b  c (deleted)");
+        let bare = parse("1000-3000 rw-p 00000000 00:00 0 ").expect("a mapping");
+        assert_eq!((bare.shared, bare.inode, bare.name.len()), (false, 0, 0));
+    }
+
+    #[test]
+    fn the_text_and_the_query_say_the_same_of_every_mapping_of_ours() {
+        let maps = std::fs::File::open("/proc/self/maps").expect("our own");
+        let text = std::fs::read_to_string("/proc/self/maps").expect("our own");
+        for vma in text.lines().filter_map(parse) {
+            match crate::sys::query_vma(&maps, vma.start) {
+                // Linux before 6.11.
+                Err(nix::errno::Errno::ENOTTY) => return,
+                // Another test may have unmapped it, and the stack grows.
+                Ok(Some(found)) if found.start == vma.start && found.end == vma.end => assert_eq!(found, vma),
+                _ => {}
+            }
+        }
     }
 }

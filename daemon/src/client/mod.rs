@@ -66,6 +66,62 @@ impl BlockedThread {
         self.check(client_addr, len, |_| true)
     }
 
+    /// Shows `each` the mappings that cover `range`, one after the other.
+    ///
+    /// # Errors
+    /// The first that `each` gives; [`MemoryFault::Fault`] for a hole; [`MemoryFault::Gone`] when the address space is
+    /// gone.
+    pub fn each_mapping(
+        &self,
+        range: std::ops::Range<u64>,
+        each: impl FnMut(Vma) -> Result<(), MemoryFault>,
+    ) -> Result<(), MemoryFault> {
+        maps::each_covering(&self.client.maps, range, each)
+    }
+
+    /// Can the byte at `client_addr` be read at all?
+    ///
+    /// # Errors
+    /// [`MemoryFault::Fault`] for device memory, and for what is not mapped.
+    pub fn touch(&self, client_addr: u64) -> Result<(), MemoryFault> {
+        sys::read_byte(self.tid, client_addr).map(drop)
+    }
+
+    /// The thread.
+    #[must_use]
+    pub fn tid(&self) -> Pid {
+        self.tid
+    }
+
+    /// The numbers of this thread's open files, each with what `/proc/TID/fd/N` says of it. Nothing where they cannot
+    /// be seen.
+    pub fn files(&self) -> Vec<(i32, Vec<u8>)> {
+        let Ok(folder) = std::fs::read_dir(format!("/proc/{}/fd", self.tid)) else {
+            return Vec::new();
+        };
+        let file = |entry: std::fs::DirEntry| {
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            let link = std::fs::read_link(entry.path()).ok()?;
+            Some((number, link.into_os_string().into_encoded_bytes()))
+        };
+        folder.filter_map(|entry| file(entry.ok()?)).collect()
+    }
+
+    /// The very file that is fd `number` in this thread, as an fd of ours. Only to be called for a kind of file of
+    /// which our copy is harmless: the last close of some others has effects, or waits.
+    ///
+    /// # Errors
+    /// What pidfd_getfd says.
+    pub fn file(&self, number: i32) -> io::Result<OwnedFd> {
+        // A thread may have a table of fds of its own; older kernels can only name the process.
+        let thread = (self.tid != self.client.process)
+            .then(|| sys::pidfd_open_thread(self.tid).ok())
+            .flatten();
+        let pidfd = thread.as_ref().unwrap_or(&self.client.pidfd);
+        let flags = rustix::process::PidfdGetfdFlags::empty();
+        Ok(rustix::process::pidfd_getfd(pidfd, number, flags)?)
+    }
+
     fn check(&self, client_addr: u64, len: u32, allowed: impl Fn(&Vma) -> bool) -> Result<(), MemoryFault> {
         let end = client_addr
             .checked_add(u64::from(len))
@@ -107,13 +163,7 @@ impl BlockedThread {
         if !link.as_os_str().as_encoded_bytes().starts_with(b"/dmabuf:") {
             return None;
         }
-        // A thread may have a table of fds of its own; older kernels can only name the process.
-        let thread = (self.tid != self.client.process)
-            .then(|| sys::pidfd_open_thread(self.tid).ok())
-            .flatten();
-        let pidfd = thread.as_ref().unwrap_or(&self.client.pidfd);
-        let flags = rustix::process::PidfdGetfdFlags::empty();
-        rustix::process::pidfd_getfd(pidfd, number, flags).ok()
+        self.file(number).ok()
     }
 }
 

@@ -4,18 +4,41 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
 
-/// A mapping of another process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A mapping of another process, as `/proc/PID/maps` tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vma {
     /// First address.
     pub start: u64,
     /// First address behind it.
     pub end: u64,
+    /// `r`
+    pub readable: bool,
     /// `w`
     pub writable: bool,
+    /// `s`: what is written to it others see.
+    pub shared: bool,
+    /// `vm_pgoff` in bytes. What it means only the driver that was mapped knows.
+    pub offset: u64,
+    /// Of the mapped file's file system: major, minor. 0, 0 without a file.
+    pub device: (u32, u32),
+    /// Of the mapped file; 0 without one.
+    pub inode: u64,
+    /// Path, with ` (deleted)` as the kernel writes it, or a name such as `[heap]`; empty without one. Cut where it is
+    /// longer than a path may be.
+    pub name: Vec<u8>,
 }
 
+impl Vma {
+    /// `st_dev` of the mapped file, as fstat tells it.
+    #[must_use]
+    pub fn st_dev(&self) -> u64 {
+        nix::sys::stat::makedev(u64::from(self.device.0), u64::from(self.device.1))
+    }
+}
+
+const READABLE: u64 = 1;
 const WRITABLE: u64 = 2;
+const SHARED: u64 = 8;
 
 #[repr(C)]
 #[derive(Default)]
@@ -44,19 +67,37 @@ nix::ioctl_readwrite!(procmap_query, b'f', 17, ProcmapQuery);
 /// # Errors
 /// `ENOTTY` on kernels before 6.11, `ESRCH` when the memory is gone (the process has ended or called exec).
 pub fn query_vma(maps: impl AsFd, client_addr: u64) -> Result<Option<Vma>, Errno> {
+    // PATH_MAX, and what the kernel asks for at most.
+    let mut name = [0_u8; 4096];
     let mut query = ProcmapQuery {
         size: size_of::<ProcmapQuery>() as u64,
         query_addr: client_addr,
+        vma_name_size: 4096,
+        vma_name_addr: name.as_mut_ptr().expose_provenance() as u64,
         ..ProcmapQuery::default()
     };
-    // SAFETY: the struct is the kernel's of 104 bytes, alive for the call; both buffer addresses in it are 0 with
-    // size 0, so the kernel writes nothing else.
+    // SAFETY: the struct is the kernel's of 104 bytes, alive for the call; the kernel writes at most `vma_name_size`
+    // bytes to `vma_name_addr`, which is `name`, as long and as alive; the other buffer's size is 0.
     match unsafe { procmap_query(maps.as_fd().as_raw_fd(), &raw mut query) } {
-        Ok(_) => Ok(Some(Vma {
-            start: query.vma_start,
-            end: query.vma_end,
-            writable: query.vma_flags & WRITABLE != 0,
-        })),
+        Ok(_) => {
+            // What the kernel has counted includes the NUL.
+            let len = usize::try_from(query.vma_name_size).unwrap_or(0).min(name.len());
+            Ok(Some(Vma {
+                start: query.vma_start,
+                end: query.vma_end,
+                readable: query.vma_flags & READABLE != 0,
+                writable: query.vma_flags & WRITABLE != 0,
+                shared: query.vma_flags & SHARED != 0,
+                offset: query.vma_offset,
+                device: (query.dev_major, query.dev_minor),
+                inode: query.inode,
+                name: name[..len]
+                    .split(|byte| *byte == 0)
+                    .next()
+                    .unwrap_or_default()
+                    .to_vec(),
+            }))
+        }
         Err(Errno::ENOENT) => Ok(None),
         Err(errno) => Err(errno),
     }

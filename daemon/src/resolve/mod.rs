@@ -1,0 +1,247 @@
+//! From a pointer to what stands behind it: the `vma_tryget_dma_buf()` that the kernel never got, from outside.
+//!
+//! A stretch of a client's memory is cut into its mappings; each is shown to the kinds of memory that we know
+//! ([`KINDS`], in this order), until one says that it is its own. What comes of it says how the bytes can be had: by
+//! import of a dma-buf, without a copy; through a mapping of the same object in this process; or, as of plain memory,
+//! through the client's own address space.
+//!
+//! The rule that all kinds keep: nothing is reached that the client's own mapping does not give. Only a mapping that is
+//! shared, and writable where a device is to write to it (readable where it is to read), is served through the object
+//! behind it, and only the mapped range; a private mapping is plain memory. The object is taken from the client's own
+//! fds or the mapping itself, and compared with what is mapped (device and inode), never opened because a name says so.
+//!
+//! Nothing here knows of a queue: which way a buffer is served is decided by `session::serve`.
+
+mod device;
+mod dma_buf;
+mod framebuffer;
+mod gem;
+mod memfd;
+mod own;
+mod plain;
+mod policy;
+mod v4l2_buffer;
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::client::BlockedThread;
+use crate::sys::{MemoryFault, Vma};
+
+pub use own::OwnBuffers;
+pub use policy::{Importer, Policy, PolicyError, Rule, Verdict};
+
+/// What a device does with the memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It fills it (CAPTURE): the client must be able to write there.
+    Write,
+    /// It reads it (OUTPUT).
+    Read,
+}
+
+/// Who looks, at whom, and what for.
+#[derive(Clone, Copy)]
+pub struct Look<'a> {
+    /// The client: its mappings, its fds.
+    pub client: &'a BlockedThread,
+    /// What the device does.
+    pub access: Access,
+    /// Into what kind of queue.
+    pub importer: Importer,
+    /// What may be imported there.
+    pub policy: &'a Policy,
+    /// Our own dma-bufs.
+    pub own: &'a OwnBuffers,
+}
+
+impl Look<'_> {
+    /// May a dma-buf of this exporter be imported?
+    ///
+    /// # Errors
+    /// The reason why not, for status and `explain`.
+    pub fn may_import(&self, exporter: &str) -> Result<(), String> {
+        match self.policy.verdict(exporter, self.importer) {
+            Verdict::Import => Ok(()),
+            Verdict::Bounce => Err(format!("{exporter} is not imported into {}", self.importer)),
+            Verdict::Never => Err(format!("{exporter} must not be imported into {}", self.importer)),
+        }
+    }
+}
+
+/// A dma-buf that the policy lets the device import.
+#[derive(Clone, Debug)]
+pub struct Importable {
+    /// Ours, and the object stays alive with it.
+    pub fd: Arc<OwnedFd>,
+    /// `exp_name` of its fdinfo: who made it.
+    pub exporter: String,
+    /// `st_ino`: names it as long as it lives.
+    pub inode: u64,
+    /// bytes
+    pub size: u64,
+    /// Where in it the first byte of the stretch lies. A driver can only begin at 0.
+    pub offset: u64,
+}
+
+/// How bytes are copied to and from a stretch.
+#[derive(Clone, Debug)]
+pub enum CopyBy {
+    /// Through the client's address space (`process_vm_writev(2)`).
+    Memory,
+    /// Through a mapping of the same object in this process.
+    Object {
+        /// What is to be mapped.
+        file: Arc<File>,
+        /// The offset for mmap(2) at which the *page* of the stretch's first byte lies; whole pages.
+        offset: u64,
+    },
+}
+
+/// What a kind has found behind a stretch.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// For people: `dma-buf 17 (system)`, `buffer 2 of /dev/video3`.
+    pub what: String,
+    /// Without a copy. `Err` is the reason why not.
+    pub import: Result<Importable, String>,
+    /// With one. `Err`: not at all, and why; that is EFAULT unless the import serves.
+    pub copy: Result<CopyBy, String>,
+    /// Where several objects could be mapped at the same address without the mapping looking different (buffers of
+    /// one V4L2 queue): the number of the page frame of the first byte, by which a change is noticed.
+    pub frame: Option<u64>,
+}
+
+impl Found {
+    /// Memory that only the client's address space leads to.
+    pub fn memory(what: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            import: Err("plain memory is copied".to_owned()),
+            copy: Ok(CopyBy::Memory),
+            frame: None,
+        }
+    }
+}
+
+/// A kind of memory.
+pub trait Kind: Sync {
+    /// As status, log and `explain` call it.
+    fn name(&self) -> &'static str;
+
+    /// What stands behind `range`, which lies within `vma`. `None`: it is of another kind.
+    ///
+    /// `vma` allows what the look is for. It is shared and has a file, except for the last kind, which is shown
+    /// everything.
+    fn find(&self, look: &Look<'_>, vma: &Vma, range: &Range<u64>) -> Option<Found>;
+}
+
+/// The kinds, in the order in which they are asked.
+const KINDS: &[&dyn Kind] = &[
+    &own::Own,
+    &dma_buf::DmaBuf,
+    &v4l2_buffer::V4l2Buffer,
+    &framebuffer::Framebuffer,
+    &gem::Gem,
+    &memfd::Memfd,
+    &device::Device,
+];
+
+/// A part of a stretch that lies in one mapping.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// The mapping.
+    pub vma: Vma,
+    /// What of it belongs to the stretch.
+    pub range: Range<u64>,
+    /// Which kind has found it.
+    pub kind: &'static str,
+    /// What it has found.
+    pub found: Found,
+}
+
+/// What stands behind a stretch of memory, in the order of addresses and without a hole.
+#[derive(Clone, Debug)]
+pub struct Behind {
+    /// Never empty.
+    pub segments: Vec<Segment>,
+}
+
+/// What stands behind `length` bytes from `client_addr`.
+///
+/// # Errors
+/// [`MemoryFault::Fault`] where a page is not mapped, does not allow the access, or can be had in no way.
+pub fn resolve(look: &Look<'_>, client_addr: u64, length: u32) -> Result<Behind, MemoryFault> {
+    let end = client_addr
+        .checked_add(u64::from(length))
+        .ok_or(MemoryFault::Fault)?;
+    let mut segments = Vec::new();
+    look.client.each_mapping(client_addr..end, |vma| {
+        let range = vma.start.max(client_addr)..vma.end.min(end);
+        let segment = examine(look, vma, range);
+        if segment.found.copy.is_err() && segment.found.import.is_err() {
+            return Err(MemoryFault::Fault);
+        }
+        segments.push(segment);
+        Ok(())
+    })?;
+    Ok(Behind { segments })
+}
+
+/// The same, hiding nothing: for `explain`, also what cannot be served. Ends where nothing is mapped.
+pub fn examine_all(look: &Look<'_>, client_addr: u64, length: u32) -> Behind {
+    let end = client_addr.saturating_add(u64::from(length));
+    let mut segments = Vec::new();
+    // A hole is where the last segment ends.
+    let _ = look.client.each_mapping(client_addr..end, |vma| {
+        let range = vma.start.max(client_addr)..vma.end.min(end);
+        segments.push(examine(look, vma, range));
+        Ok(())
+    });
+    Behind { segments }
+}
+
+fn examine(look: &Look<'_>, vma: Vma, range: Range<u64>) -> Segment {
+    let allowed = match look.access {
+        Access::Write => vma.writable,
+        Access::Read => true,
+    };
+    let has_object = vma.shared && vma.inode != 0 && (vma.readable || look.access == Access::Write);
+    let asked = KINDS.iter().filter(|_| allowed && has_object);
+    let by_kind = asked
+        .copied()
+        .find_map(|kind| Some((kind.name(), kind.find(look, &vma, &range)?)));
+    let (kind, found) = by_kind.unwrap_or_else(|| plain::find(look, &vma, &range, allowed));
+    Segment {
+        vma,
+        range,
+        kind,
+        found,
+    }
+}
+
+impl Behind {
+    /// Is all of it still mapped as it was when it was found?
+    pub fn still_holds(&self, client: &BlockedThread) -> bool {
+        let mut segments = self.segments.iter();
+        let (Some(first), Some(last)) = (self.segments.first(), self.segments.last()) else {
+            return false;
+        };
+        let walked = client.each_mapping(first.range.start..last.range.end, |vma| {
+            let same = segments.next().is_some_and(|segment| {
+                segment.vma == vma
+                    && (segment.found.frame.is_none()
+                        || segment.found.frame == v4l2_buffer::frame_of(client, segment.range.start))
+            });
+            if same { Ok(()) } else { Err(MemoryFault::Fault) }
+        });
+        walked.is_ok() && segments.next().is_none()
+    }
+
+    /// Plain memory and nothing else: there is nothing that a look before the copy could find out.
+    pub fn is_plain(&self) -> bool {
+        self.segments.iter().all(|segment| segment.kind == plain::NAME)
+    }
+}
