@@ -95,8 +95,13 @@ pub enum CopyBy {
     Object {
         /// What is to be mapped.
         file: Arc<File>,
-        /// The offset for mmap(2) at which the *page* of the stretch's first byte lies; whole pages.
+        /// The offset for mmap(2), whole pages.
         offset: u64,
+        /// The stretch's first byte lies so many bytes behind what `offset` names: less than a page, or more where an
+        /// object can only be mapped from its start.
+        skip: u64,
+        /// `file` is a dma-buf: `DMA_BUF_IOCTL_SYNC` around the access.
+        sync: bool,
     },
 }
 
