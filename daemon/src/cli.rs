@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
+use crate::resolve::Rule;
+
 /// Serves V4L2 nodes to programs that use USERPTR.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vidcompatd", version, about)]
@@ -22,6 +24,13 @@ pub struct Options {
     /// Most memory for the buffers of all clients; a quarter of the machine's unless given.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory_total: Option<u64>,
+
+    /// Allows or forbids the import of an exporter's dma-bufs into a kind of queue, e.g. `virtio_gpu:vmalloc=forbid`:
+    /// EXPORTER:QUEUE=allow or =forbid, where QUEUE is vmalloc, contiguous, scattered, unknown or *, and EXPORTER is
+    /// the exp_name of a dma-buf's fdinfo, `memfd`, or *. May be given several times; the last rule that fits counts.
+    /// What is not imported is copied.
+    #[arg(long = "import", value_name = "RULE")]
+    pub imports: Vec<Rule>,
 
     /// How log lines look. What is logged is chosen by the environment variable VIDCOMPAT_LOG (tracing's filter
     /// syntax, e.g. `debug`).
@@ -103,6 +112,25 @@ mod tests {
         assert_eq!(parse_size("2g"), Ok(2 << 30));
         for nonsense in ["", "M", "-1", "1.5G", "99999999999G"] {
             assert!(parse_size(nonsense).is_err(), "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn import_rules_are_read_in_their_order_and_nonsense_is_refused_with_the_reason() {
+        let parse = |rules: &[&str]| {
+            let rules = rules.iter().flat_map(|rule| ["--import", rule]);
+            Options::try_parse_from(["vidcompatd", "--device", "/dev/video0"].into_iter().chain(rules))
+        };
+        let options = parse(&["system:*=forbid", "system:vmalloc=allow"]).expect("two rules");
+        let rules = ["system:*=forbid", "system:vmalloc=allow"].map(|rule| rule.parse().expect("a rule"));
+        assert_eq!(options.imports, rules);
+        for (rule, reason) in [
+            ("system", "no rule such as"),
+            ("system:cma=allow", "none of vmalloc"),
+            ("drm:vmalloc=allow", "kernel bug"),
+        ] {
+            let error = parse(&[rule]).expect_err(rule).to_string();
+            assert!(error.contains(reason), "{error}");
         }
     }
 

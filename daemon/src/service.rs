@@ -16,6 +16,7 @@ use crate::cuse::{Channel, InitError, initialize, serve};
 use crate::devices::{SideNode, SideNodeError};
 use crate::frontend::video::VideoNode;
 use crate::memory::{Budget, Heap};
+use crate::resolve::{OwnBuffers, Policy};
 use crate::session::{Device, DeviceOptions};
 use crate::sys;
 
@@ -77,6 +78,8 @@ pub fn run(options: &Options) -> Result<(), ServiceError> {
         let device_options = DeviceOptions {
             heap: heap(),
             budget: Budget::new(options.memory_total(), options.memory_per_client),
+            policy: Arc::new(Policy::new(options.imports.clone())),
+            own: Arc::new(OwnBuffers::default()),
         };
         // The real nodes first: what is wrong with one is said before anything was changed.
         let nodes = SideNode::of_all(&options.devices)?;

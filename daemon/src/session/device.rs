@@ -16,6 +16,7 @@ use vidcompat_proto::ioctl::Row;
 
 use crate::backend::v4l2::RealNode;
 use crate::memory::{Budget, Heap};
+use crate::resolve::{OwnBuffers, Policy};
 
 /// What a device is served with.
 #[derive(Clone, Debug)]
@@ -24,6 +25,10 @@ pub struct DeviceOptions {
     pub heap: Option<Arc<Heap>>,
     /// What may be spent on buffers.
     pub budget: Arc<Budget>,
+    /// What may be imported into which kind of queue.
+    pub policy: Arc<Policy>,
+    /// The dma-bufs of all sessions of this daemon.
+    pub own: Arc<OwnBuffers>,
 }
 
 /// A device node: file system, inode, device number. A node that is made anew has another inode.
@@ -120,6 +125,16 @@ impl Device {
 
     pub(super) fn budget(&self) -> &Arc<Budget> {
         &self.options.budget
+    }
+
+    /// What may be imported into which kind of queue.
+    pub fn policy(&self) -> &Arc<Policy> {
+        &self.options.policy
+    }
+
+    /// The dma-bufs of all sessions of this daemon.
+    pub fn own(&self) -> &Arc<OwnBuffers> {
+        &self.options.own
     }
 
     /// Does the driver know the ioctl of `row`, which has a probe? Asked once.
