@@ -13,6 +13,7 @@ mod controls;
 mod dequeue;
 mod device;
 mod events;
+mod export;
 mod imports;
 mod planes;
 mod poll;
@@ -20,6 +21,7 @@ mod queues;
 mod read;
 mod retry;
 mod seek;
+mod serve;
 mod write;
 
 use std::sync::atomic::{AtomicU64, Ordering};
