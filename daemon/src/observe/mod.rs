@@ -3,4 +3,7 @@
 //!
 //! It only looks: nothing here changes what a session does, and nothing of the daemon waits for a person who asks.
 
+pub mod ask;
+pub mod claim;
+pub mod control;
 pub mod model;
