@@ -195,10 +195,7 @@ impl Session {
         }
         match op {
             QueueOp::PrepareBuf => queue.core.prepared(index),
-            _ => {
-                queue.core.queued(index);
-                queue.count(&ways);
-            }
+            _ => queue.core.queued(index),
         }
         Ok(queue.core.reply(&device, asked))
     }
@@ -227,8 +224,9 @@ impl Session {
                 ways.push(self.look_again(&look, remembered, *claim, behold, obstacle));
                 continue;
             }
-            Counters::add(&behold.counters.resolved, 1);
+            Counters::add(&behold.counters.resolves, 1);
             let way = self.way(&look, *claim, behold, obstacle).map_err(|fault| {
+                Counters::add(&behold.counters.faults, 1);
                 tracing::debug!(
                     device = %self.device.path().display(), pid = %caller.client().process(),
                     client_addr = format_args!("{:#x}", claim.client_addr), length = claim.length, %fault,
@@ -277,7 +275,7 @@ impl Session {
             Counters::add(&behold.counters.remembered, 1);
             return Arc::clone(way);
         }
-        Counters::add(&behold.counters.resolved, 1);
+        Counters::add(&behold.counters.resolves, 1);
         let way = self.way(look, claim, behold, obstacle);
         Arc::new(way.unwrap_or_else(|_| Way::gone(claim)))
     }

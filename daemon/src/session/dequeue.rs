@@ -137,6 +137,7 @@ impl Session {
         };
         let reply = queue.core.reply(&device, asked);
         let slot = queue.slots.get(&device.head.index);
+        queue.count(slot.map(|slot| &slot.ways[..]).unwrap_or_default());
         let served = slot.and_then(|slot| {
             Some(Served {
                 ways: Arc::clone(&slot.ways),
@@ -185,7 +186,7 @@ impl Session {
                             index = reply.head.index, %fault,
                             "a frame could not be delivered to the client; the buffer is flagged as damaged"
                         );
-                        Counters::add(&served.counters.lost, 1);
+                        Counters::add(&served.counters.faults, 1);
                         reply.head.flags |= buf_flag::ERROR;
                     }
                 }
@@ -211,7 +212,6 @@ impl Session {
         let bounce = served.bounce.as_ref().and_then(|bounce| bounce.get(at));
         let bounce = bounce.ok_or(MemoryFault::Fault)?;
         let len = delivery.bytes as usize;
-        Counters::add(&counters.copied_bytes, u64::from(delivery.bytes));
         // The mappings can only be looked at for the client itself; what another process dequeues goes where it
         // belonged at QBUF.
         let owner = caller.filter(|caller| caller.client().key() == client.key());
@@ -223,7 +223,7 @@ impl Session {
             // Something else may have been mapped there since.
             (Err(MemoryFault::Fault), Some(owner)) => {
                 let look = self.look_of(owner, buf_type, served.importer);
-                Counters::add(&counters.resolved, 1);
+                Counters::add(&counters.resolves, 1);
                 let way = Way::find(&look, delivery.claim, |_| {
                     Err("the frame has been captured already")
                 })?;

@@ -22,6 +22,7 @@ mod read;
 mod retry;
 mod seek;
 mod serve;
+mod status;
 mod write;
 
 use std::sync::atomic::{AtomicU64, Ordering};

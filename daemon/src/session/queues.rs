@@ -72,10 +72,10 @@ impl QueueState {
         self.counters = Arc::default();
     }
 
-    /// The device has taken a buffer that is served so.
+    /// The device has given back a buffer that was served so.
     pub(super) fn count(&self, ways: &[Arc<Way>]) {
         let imported = ways.iter().filter(|way| way.backing().is_some()).count();
-        Counters::add(&self.counters.queued, 1);
+        Counters::add(&self.counters.frames, 1);
         Counters::add(&self.counters.imported, imported as u64);
         Counters::add(&self.counters.copied, (ways.len() - imported) as u64);
     }

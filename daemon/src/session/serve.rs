@@ -12,32 +12,42 @@ use vidcompat_proto::queue::{Backing, Claim};
 
 use crate::client::{BlockedThread, Client};
 use crate::memory::BounceBuffer;
+use crate::observe::model;
 use crate::resolve::{self, Access, Behind, CopyBy, Importable, Look, Segment};
 use crate::sys::{self, CpuUse, Mapping, MemoryFault};
 
-/// What has been served in a queue since its buffers were made.
+/// What a queue has done since its buffers were made; [`model::Counters`] says what is counted.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    /// Buffers that the device has taken.
-    pub(super) queued: AtomicU64,
-    /// Planes of these that it imported from the client.
+    pub(super) frames: AtomicU64,
     pub(super) imported: AtomicU64,
-    /// Planes that were copied.
     pub(super) copied: AtomicU64,
     pub(super) copied_bytes: AtomicU64,
-    /// Bytes of these that went through an object behind the client's mapping.
-    pub(super) object_bytes: AtomicU64,
-    /// Looks at what stands behind a plane.
-    pub(super) resolved: AtomicU64,
-    /// Times that the answer of the last look was still right.
+    pub(super) through_memory: AtomicU64,
+    pub(super) through_object: AtomicU64,
+    pub(super) resolves: AtomicU64,
     pub(super) remembered: AtomicU64,
-    /// Planes whose bytes could not be brought to the client.
-    pub(super) lost: AtomicU64,
+    pub(super) faults: AtomicU64,
 }
 
 impl Counters {
     pub(super) fn add(counter: &AtomicU64, count: u64) {
         counter.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(super) fn model(&self) -> model::Counters {
+        let now = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        model::Counters {
+            frames: now(&self.frames),
+            imported: now(&self.imported),
+            copied: now(&self.copied),
+            copied_bytes: now(&self.copied_bytes),
+            through_memory: now(&self.through_memory),
+            through_object: now(&self.through_object),
+            resolves: now(&self.resolves),
+            remembered: now(&self.remembered),
+            faults: now(&self.faults),
+        }
     }
 }
 
@@ -188,18 +198,16 @@ impl Way {
         counters: &Counters,
     ) -> Result<(), MemoryFault> {
         let access = source.access();
-        self.each_piece(len, |piece, at, len| match &piece.by {
+        Counters::add(&counters.copied_bytes, len as u64);
+        self.each_piece(len, counters, |piece, at, len| match &piece.by {
             By::Memory => client.write(access.mapping(), at, len, piece.client_addr, caller),
             By::Object {
                 mapping,
                 skip,
                 dma_buf,
-            } => {
-                Counters::add(&counters.object_bytes, len as u64);
-                synced(dma_buf.as_deref(), CpuUse::Write, || {
-                    sys::copy(access.mapping(), at, mapping, *skip, len)
-                })
-            }
+            } => synced(dma_buf.as_deref(), CpuUse::Write, || {
+                sys::copy(access.mapping(), at, mapping, *skip, len)
+            }),
         })
     }
 
@@ -217,18 +225,15 @@ impl Way {
         let access = target.access();
         let len = target.size().min(self.claim.length as usize);
         Counters::add(&counters.copied_bytes, len as u64);
-        self.each_piece(len, |piece, at, len| match &piece.by {
+        self.each_piece(len, counters, |piece, at, len| match &piece.by {
             By::Memory => client.read(access.mapping(), at, len, piece.client_addr, caller),
             By::Object {
                 mapping,
                 skip,
                 dma_buf,
-            } => {
-                Counters::add(&counters.object_bytes, len as u64);
-                synced(dma_buf.as_deref(), CpuUse::Read, || {
-                    sys::copy(mapping, *skip, access.mapping(), at, len)
-                })
-            }
+            } => synced(dma_buf.as_deref(), CpuUse::Read, || {
+                sys::copy(mapping, *skip, access.mapping(), at, len)
+            }),
         })
     }
 
@@ -236,6 +241,7 @@ impl Way {
     fn each_piece(
         &self,
         len: usize,
+        counters: &Counters,
         mut copy: impl FnMut(&Piece, usize, usize) -> Result<(), MemoryFault>,
     ) -> Result<(), MemoryFault> {
         let How::Copy { pieces, .. } = &self.how else {
@@ -245,6 +251,11 @@ impl Way {
         for piece in pieces {
             let count = piece.len.min(len - at);
             if count > 0 {
+                let counter = match piece.by {
+                    By::Memory => &counters.through_memory,
+                    By::Object { .. } => &counters.through_object,
+                };
+                Counters::add(counter, 1);
                 copy(piece, at, count)?;
             }
             at += count;
