@@ -1,5 +1,6 @@
 //! QUERYBUF, QBUF, PREPARE_BUF, REMOVE_BUFS, STREAMON and STREAMOFF.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use vidcompat_proto::Errno;
@@ -7,16 +8,19 @@ use vidcompat_proto::abi::v4l2::{PlanarBuffer, V4l2Plane, V4l2RemoveBuffers, buf
 use vidcompat_proto::ioctl::QueueOp;
 use vidcompat_proto::queue::{Acquire, Claim, Next, Queue};
 
+use super::proof::Proven;
 use super::queues::{QueueState, Slot, access};
-use super::serve::{Counters, Way};
+use super::serve::{Counters, How, Way};
 use super::{Requester, Session};
 use crate::client::{BlockedThread, Client};
 use crate::memory::{BounceBuffer, Provider};
-use crate::resolve::{Importer, Look};
+use crate::resolve::{Access, Importable, Importer, Look};
 use crate::sys::{CpuUse, MemoryFault};
 
 /// Why a dma-buf is copied that the policy allows.
 const REFUSED: &str = "the device has refused its dma-buf";
+const LOST: &str = "a frame has not arrived in its dma-buf";
+const UNPROVEN: &str = "its dma-buf cannot be looked into, so nothing would show that frames arrive";
 
 /// What was found in the client's memory, for what the core had asked: the ways, or after so many good new planes an
 /// errno. What the device is to read is in `bounce` then, unless REQBUFS has made another buffer of that index meanwhile.
@@ -36,6 +40,8 @@ struct Behold {
     /// The device holds what is remembered: it stays so.
     prepared: bool,
     refused: Vec<String>,
+    proven: Arc<Proven>,
+    recent: VecDeque<Arc<Way>>,
 }
 
 impl Session {
@@ -110,6 +116,8 @@ impl Session {
                     remembered: ways,
                     prepared,
                     refused: queue.refused.clone(),
+                    proven: Arc::clone(&queue.proven),
+                    recent: queue.recent.clone(),
                 };
                 let owner = match step.new.is_empty() {
                     true => queue.slots.get(&index).and_then(|slot| slot.client.clone()),
@@ -197,6 +205,7 @@ impl Session {
             QueueOp::PrepareBuf => queue.core.prepared(index),
             _ => queue.core.queued(index),
         }
+        queue.given(&ways);
         Ok(queue.core.reply(&device, asked))
     }
 
@@ -224,7 +233,6 @@ impl Session {
                 ways.push(self.look_again(&look, remembered, *claim, behold, obstacle));
                 continue;
             }
-            Counters::add(&behold.counters.resolves, 1);
             let way = self.way(&look, *claim, behold, obstacle).map_err(|fault| {
                 Counters::add(&behold.counters.faults, 1);
                 tracing::debug!(
@@ -235,7 +243,7 @@ impl Session {
                 (good, Errno::EFAULT)
             })?;
             good += 1;
-            ways.push(Arc::new(way));
+            ways.push(way);
         }
         step.then.map_err(|errno| (good, errno))?;
         let Some(bounce) = behold
@@ -275,24 +283,40 @@ impl Session {
             Counters::add(&behold.counters.remembered, 1);
             return Arc::clone(way);
         }
-        Counters::add(&behold.counters.resolves, 1);
         let way = self.way(look, claim, behold, obstacle);
-        Arc::new(way.unwrap_or_else(|_| Way::gone(claim)))
+        way.unwrap_or_else(|_| Arc::new(Way::gone(claim)))
     }
 
+    /// The way of memory that this buffer has not had before: perhaps another buffer has.
     fn way(
         &self,
         look: &Look<'_>,
         claim: Claim,
         behold: &Behold,
         obstacle: Option<&'static str>,
-    ) -> Result<Way, MemoryFault> {
-        let may_import = |exporter: &str| match obstacle {
+    ) -> Result<Arc<Way>, MemoryFault> {
+        let recent = behold.recent.iter().find(|way| way.claim == claim);
+        if let Some(way) = recent.filter(|way| obstacle.is_none() && way.still_holds(look.client)) {
+            Counters::add(&behold.counters.remembered, 1);
+            return Ok(Arc::clone(way));
+        }
+        Counters::add(&behold.counters.resolves, 1);
+        let may_import = |importable: &Importable| match obstacle {
             Some(why) => Err(why),
-            None if behold.refused.iter().any(|refused| refused == exporter) => Err(REFUSED),
+            None if behold.refused.contains(&importable.exporter) => Err(REFUSED),
+            None if behold.proven.of(importable.inode) == Some(false) => Err(LOST),
             None => Ok(()),
         };
-        Way::find(look, claim, may_import)
+        let way = Way::find(look, claim, may_import)?;
+        let is_new = |importable: &Importable| behold.proven.of(importable.inode).is_none();
+        if let How::Import(importable) = &way.how
+            && look.access == Access::Write
+            && is_new(importable)
+            && way.prove().is_err()
+        {
+            return Way::find(look, claim, |_| Err(UNPROVEN)).map(Arc::new);
+        }
+        Ok(Arc::new(way))
     }
 
     /// A look at what `caller` has mapped, for a queue of `buf_type`.

@@ -8,6 +8,7 @@ use vidcompat_proto::ioctl::{QueueOp, queue_row};
 use vidcompat_proto::queue::Delivery;
 use zerocopy::IntoBytes;
 
+use super::proof::Proven;
 use super::serve::{Counters, Way};
 use super::{Blocking, BoxedWaiter, Requester, Session, State};
 use crate::client::{BlockedThread, Client};
@@ -58,6 +59,8 @@ struct Served {
     client: Arc<Client>,
     importer: Importer,
     counters: Arc<Counters>,
+    proven: Arc<Proven>,
+    damaged: bool,
 }
 
 impl Session {
@@ -145,6 +148,8 @@ impl Session {
                 client: slot.client.clone()?,
                 importer: queue.importer.unwrap_or(Importer::Unknown),
                 counters: Arc::clone(&queue.counters),
+                proven: Arc::clone(&queue.proven),
+                damaged: device.head.flags & buf_flag::ERROR != 0,
             })
         });
         let bytes = match served {
@@ -207,7 +212,15 @@ impl Session {
         let way = served.ways.get(at).ok_or(MemoryFault::Fault)?;
         if way.backing().is_some() {
             way.sync(CpuUse::Read);
-            return Ok(());
+            // Of a frame that the driver calls damaged nothing need have arrived.
+            let arrived = (!served.damaged).then(|| way.arrived(delivery.bytes as usize));
+            return match arrived.flatten() {
+                Some((inode, arrived)) => {
+                    served.proven.set(inode, arrived);
+                    self.tell_lost(way, arrived)
+                }
+                None => Ok(()),
+            };
         }
         let bounce = served.bounce.as_ref().and_then(|bounce| bounce.get(at));
         let bounce = bounce.ok_or(MemoryFault::Fault)?;
@@ -231,6 +244,19 @@ impl Session {
             }
             (delivered, _) => delivered,
         }
+    }
+
+    fn tell_lost(&self, way: &Way, arrived: bool) -> Result<(), MemoryFault> {
+        if arrived {
+            return Ok(());
+        }
+        if self.device.may_complain() {
+            tracing::warn!(
+                device = %self.device.path().display(), what = way.what(),
+                "the device has taken a dma-buf, and its frame has not arrived there: frames are copied from now on"
+            );
+        }
+        Err(MemoryFault::Fault)
     }
 
     /// Serves the DQBUF that sleeps on the queue of `buf_type` if the device has an answer. Was there one?

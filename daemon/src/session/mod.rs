@@ -17,6 +17,7 @@ mod export;
 mod imports;
 mod planes;
 mod poll;
+mod proof;
 mod queues;
 mod read;
 mod retry;

@@ -1,7 +1,7 @@
 //! The queues of one open file: what it captures and what it puts out. A memory-to-memory device has both, every other
 //! node one of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use vidcompat_proto::abi::v4l2::{V4l2RemoveBuffers, buf_type};
@@ -9,6 +9,7 @@ use vidcompat_proto::queue::{Backing, Queue};
 
 use super::dequeue::Dequeuer;
 use super::imports::Imports;
+use super::proof::Proven;
 use super::serve::{Counters, Way};
 use crate::client::Client;
 use crate::memory::{BounceBuffer, Provider};
@@ -57,6 +58,11 @@ pub(super) struct QueueState {
     /// Exporters whose dma-bufs the device has refused although the policy allows them.
     pub(super) refused: Vec<String>,
     pub(super) counters: Arc<Counters>,
+    /// The dma-bufs that frames were seen to arrive in, or not.
+    pub(super) proven: Arc<Proven>,
+    /// The imports that were given last, for a client that moves its pointers about: at most as many as there are
+    /// buffers, for they keep its memory alive.
+    pub(super) recent: VecDeque<Arc<Way>>,
     /// The one that sleeps in DQBUF; vb2 allows no second.
     pub(super) dequeuer: Option<Dequeuer>,
 }
@@ -70,6 +76,21 @@ impl QueueState {
         self.importer = None;
         self.refused.clear();
         self.counters = Arc::default();
+        self.proven = Arc::default();
+        self.recent.clear();
+    }
+
+    /// The device has taken a buffer that is served so.
+    pub(super) fn given(&mut self, ways: &[Arc<Way>]) {
+        for way in ways.iter().filter(|way| way.backing().is_some()) {
+            way.given();
+            self.recent.retain(|recent| recent.claim != way.claim);
+            self.recent.push_back(Arc::clone(way));
+        }
+        let most = self.slots.len() * ways.len();
+        while self.recent.len() > most {
+            self.recent.pop_front();
+        }
     }
 
     /// The device has given back a buffer that was served so.

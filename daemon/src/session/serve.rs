@@ -5,11 +5,12 @@
 //! objects. It knows nothing of the queue or of the device.
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vidcompat_proto::queue::{Backing, Claim};
 
+use super::proof::Proof;
 use crate::client::{BlockedThread, Client};
 use crate::memory::BounceBuffer;
 use crate::observe::model;
@@ -58,6 +59,8 @@ pub(super) struct Way {
     /// `None`: its mapping has gone since it was queued first; whoever dequeues will be told.
     behind: Option<Behind>,
     pub(super) how: How,
+    /// Of an import that the device fills, until it has been shown that frames arrive.
+    proof: Mutex<Option<Proof>>,
 }
 
 #[derive(Debug)]
@@ -87,15 +90,14 @@ enum By {
 }
 
 impl Way {
-    /// Looks at what stands behind `claim`. Imports what `may_import` gives no reason against, which is
-    /// told the exporter.
+    /// Looks at what stands behind `claim`. Imports what `may_import` gives no reason against.
     ///
     /// # Errors
     /// [`MemoryFault::Fault`] where there is no way.
     pub(super) fn find(
         look: &Look<'_>,
         claim: Claim,
-        may_import: impl FnOnce(&str) -> Result<(), &'static str>,
+        may_import: impl FnOnce(&Importable) -> Result<(), &'static str>,
     ) -> Result<Self, MemoryFault> {
         let behind = resolve::resolve(look, claim.client_addr, claim.length)?;
         let how = match importable(&behind, claim.length, may_import) {
@@ -113,7 +115,41 @@ impl Way {
             claim,
             behind: Some(behind),
             how,
+            proof: Mutex::default(),
         })
+    }
+
+    /// Of an import that the device will fill: what comes of the first frame is to show that it arrives.
+    ///
+    /// # Errors
+    /// [`MemoryFault`] where nothing can be shown.
+    pub(super) fn prove(&self) -> Result<(), MemoryFault> {
+        if let How::Import(importable) = &self.how {
+            *self.lock_proof() = Some(Proof::begin(importable, self.claim.length)?);
+        }
+        Ok(())
+    }
+
+    /// The device has the buffer.
+    pub(super) fn given(&self) {
+        if let Some(proof) = &*self.lock_proof() {
+            proof.given();
+        }
+    }
+
+    /// A frame of `bytes` bytes is there: has it arrived? `None`: that was not asked, or cannot be told.
+    pub(super) fn arrived(&self, bytes: usize) -> Option<(u64, bool)> {
+        let How::Import(importable) = &self.how else {
+            return None;
+        };
+        let mut proof = self.lock_proof();
+        let arrived = proof.as_ref()?.arrived(bytes)?;
+        *proof = None;
+        Some((importable.inode, arrived))
+    }
+
+    fn lock_proof(&self) -> MutexGuard<'_, Option<Proof>> {
+        self.proof.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Of memory that was good once, and is no longer mapped.
@@ -130,6 +166,7 @@ impl Way {
                 pieces: vec![piece],
                 why: "its memory is no longer mapped".to_owned(),
             },
+            proof: Mutex::default(),
         }
     }
 
@@ -272,13 +309,13 @@ impl Way {
 fn importable<'a>(
     behind: &'a Behind,
     length: u32,
-    may_import: impl FnOnce(&str) -> Result<(), &'static str>,
+    may_import: impl FnOnce(&Importable) -> Result<(), &'static str>,
 ) -> Result<&'a Importable, String> {
     let [segment] = &behind.segments[..] else {
         return Err("it lies in several mappings".to_owned());
     };
     let importable = segment.found.import.as_ref().map_err(Clone::clone)?;
-    may_import(&importable.exporter)?;
+    may_import(importable)?;
     if importable.offset != 0 {
         return Err("it does not begin where its dma-buf begins, which a driver cannot be told".to_owned());
     }
