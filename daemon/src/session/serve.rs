@@ -306,11 +306,11 @@ impl Way {
 }
 
 /// The dma-buf that stands behind the whole of it, or why there is none that could be imported.
-fn importable<'a>(
-    behind: &'a Behind,
+fn importable(
+    behind: &Behind,
     length: u32,
     may_import: impl FnOnce(&Importable) -> Result<(), &'static str>,
-) -> Result<&'a Importable, String> {
+) -> Result<&Importable, String> {
     let [segment] = &behind.segments[..] else {
         return Err("it lies in several mappings".to_owned());
     };
