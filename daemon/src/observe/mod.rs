@@ -7,10 +7,13 @@ use std::fmt::Write;
 
 pub mod ask;
 pub mod claim;
+pub mod command;
 pub mod control;
+pub mod explain;
 pub mod model;
 pub mod native;
 pub mod show;
+pub mod show_explain;
 
 /// Where the control socket of a daemon is, unless it is told otherwise.
 pub const CONTROL: &str = "/run/vidcompat/control.sock";
