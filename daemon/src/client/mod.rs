@@ -199,38 +199,40 @@ impl Client {
         sys::poll(self.pidfd.as_fd(), PollFlags::POLLIN).is_empty() && self.memory.is_alive()
     }
 
-    /// Writes the first `len` bytes of `source` to `client_addr`: with one copy through `caller` where that is a
-    /// thread of this client that is blocked in a request until this returns, else through the held address space.
+    /// Writes `len` bytes of `source`, from its byte `from` on, to `client_addr`: with one copy through `caller` where that
+    /// is a thread of this client that is blocked in a request until this returns, else through the held address space.
     ///
     /// # Errors
     /// See [`MemoryFault`]; nothing was written to any *other* address space.
     pub fn write(
         &self,
         source: &Mapping,
+        from: usize,
         len: usize,
         client_addr: u64,
         caller: Option<&BlockedThread>,
     ) -> Result<(), MemoryFault> {
         match caller.filter(|caller| caller.client.key == self.key) {
-            Some(caller) => sys::write_from(source, len, caller.tid, client_addr),
-            None => self.memory.write(source, len, client_addr),
+            Some(caller) => sys::write_from(source, from, len, caller.tid, client_addr),
+            None => self.memory.write(source, from, len, client_addr),
         }
     }
 
-    /// Copies `len` bytes from `client_addr` to the start of `target`, by the same ways as [`Client::write`].
+    /// Copies `len` bytes from `client_addr` to `target`, from its byte `to` on, by the same ways as [`Client::write`].
     ///
     /// # Errors
     /// See [`MemoryFault`]; a part may have been copied.
     pub fn read(
         &self,
         target: &Mapping,
+        to: usize,
         len: usize,
         client_addr: u64,
         caller: Option<&BlockedThread>,
     ) -> Result<(), MemoryFault> {
         match caller.filter(|caller| caller.client.key == self.key) {
-            Some(caller) => sys::read_into(target, len, caller.tid, client_addr),
-            None => self.memory.read(target, len, client_addr),
+            Some(caller) => sys::read_into(target, to, len, caller.tid, client_addr),
+            None => self.memory.read(target, to, len, client_addr),
         }
     }
 }
@@ -305,6 +307,11 @@ impl Clients {
             });
         }
         Ok(BlockedThread { client, tid })
+    }
+
+    /// The process that was met last.
+    pub fn last(&self) -> Option<&Arc<Client>> {
+        self.processes.last()
     }
 
     fn remembered(&self, tid: Pid) -> Option<Arc<Client>> {

@@ -4,6 +4,7 @@
 //! here, not by the caller. Nothing here knows why a call is made.
 
 mod arrays;
+mod copy;
 mod dma_buf;
 mod malloc;
 mod map;
@@ -15,6 +16,7 @@ mod readiness;
 mod v4l2;
 
 pub use arrays::{HostPayload, ext_controls, ioctl_with_array};
+pub use copy::copy;
 pub use dma_buf::{CpuUse, sync_end, sync_start};
 pub use malloc::share_arenas;
 pub use map::Mapping;
