@@ -344,6 +344,17 @@ fn process_of(tid: Pid) -> io::Result<Pid> {
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// The process that thread `tid` belongs to now, and its name: for people, who are told of a moment that has passed.
+pub fn process_and_name(tid: u32) -> Option<(u32, String)> {
+    let tid = i32::try_from(tid).ok().filter(|tid| *tid > 0)?;
+    let process = process_of(Pid::from_raw(tid)).ok()?.as_raw().cast_unsigned();
+    let name = std::fs::read(format!("/proc/{process}/comm")).ok()?;
+    Some((
+        process,
+        String::from_utf8_lossy(name.trim_ascii_end()).into_owned(),
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::Clients;
