@@ -311,11 +311,6 @@ impl Clients {
         Ok(BlockedThread { client, tid })
     }
 
-    /// The process that was met last.
-    pub fn last(&self) -> Option<&Arc<Client>> {
-        self.processes.last()
-    }
-
     fn remembered(&self, tid: Pid) -> Option<Arc<Client>> {
         let first = self
             .processes

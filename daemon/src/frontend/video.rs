@@ -82,17 +82,19 @@ impl VideoNode {
         handles.sort_unstable();
         // One after the other: who closes waits for all that hold the session.
         let file = |fh| {
-            let (tid, _session) = {
+            let (tid, session) = {
                 let sessions = self.sessions();
                 let open = sessions.get(&fh)?;
                 (open.last_tid.load(Ordering::Relaxed), Arc::clone(&open.session))
             };
             let caller = crate::client::process_and_name(tid);
+            let queues = session.status();
             Some(model::File {
                 fh,
+                busy: queues.is_none(),
+                queues: queues.unwrap_or_default(),
                 pid: caller.as_ref().map(|(pid, _)| *pid),
                 comm: caller.map(|(_, name)| name),
-                ..model::File::default()
             })
         };
         handles.into_iter().filter_map(file).collect()
