@@ -174,8 +174,12 @@ impl Memory {
 
     /// Fails unless everything is as [`Self::clear`] left it.
     pub fn is_clear(&self) -> anyhow::Result<()> {
-        let window = self.window();
-        let bytes = self.area.read(window.start, window.len())?;
+        self.is_clear_in(self.window())
+    }
+
+    /// The same of these bytes of the area.
+    pub fn is_clear_in(&self, range: Range<usize>) -> anyhow::Result<()> {
+        let bytes = self.area.read(range.start, range.len())?;
         let written = bytes.iter().position(|byte| *byte != GUARD);
         ensure!(written.is_none(), "byte {written:?} was written");
         Ok(())

@@ -5,16 +5,15 @@ use std::fmt;
 
 use anyhow::{Context, bail, ensure};
 use nix::errno::Errno;
-use serde_json::Value;
 use vidcompat_proto::abi::v4l2::{V4l2Buffer, V4l2RequestBuffers, buf_flag, buf_type};
 
-use crate::client::{AT_ONCE, run};
 use crate::daemon;
 use crate::kinds::{self, Maker, Memory};
 use crate::nodes::named;
 use crate::picture::Picture;
 use crate::report::figure;
 use crate::setup::{CONTIG, Test, VMALLOC, both_real, is_6_1};
+use crate::status;
 use crate::sys::{self, PAGE, Pages};
 use crate::video::{Node, Side, Video, command, memory, ours, real};
 
@@ -226,34 +225,6 @@ impl Row {
     }
 }
 
-/// How ours serves buffer 0 of our queue of this type, as `vidcompat status` tells it, and what it says besides.
-pub(super) fn served(node: Node, buf_type: &str) -> anyhow::Result<(How, String)> {
-    let said = run("vidcompat", &["status", "--json"], AT_ONCE)?;
-    let status: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
-    let find = |of: &Value, list: &str, key: &str, value: Value| -> anyhow::Result<Value> {
-        let found = of[list]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|each| each[key] == value);
-        found
-            .cloned()
-            .with_context(|| format!("no {list} with {key} {value} in {said}"))
-    };
-    let device = find(&status, "devices", "node", node.to_string().into())?;
-    let file = find(&device, "files", "pid", std::process::id().into())?;
-    let queue = find(&file, "queues", "buf_type", buf_type.into())?;
-    let buffer = find(&queue, "buffers", "index", 0.into())?;
-    let plane = &buffer["planes"][0];
-    let how = match plane["how"].as_str() {
-        Some("imported") => Imported,
-        Some("copied") => Copied,
-        other => bail!("{other:?}: {buffer}"),
-    };
-    let text = |key: &str| plane[key].as_str().unwrap_or_default().to_owned();
-    Ok((how, [text("what"), text("why")].join("; ")))
-}
-
 /// One frame into this memory: what became of it. An error is what must be nowhere.
 fn frame_into(node: Node, memory: &Memory, picture: &[u8]) -> anyhow::Result<(How, String)> {
     let video = node.open()?;
@@ -291,7 +262,16 @@ fn how_on(node: Node, buf_type: &str) -> anyhow::Result<(How, String)> {
     if node.side == Side::Real || both_real() {
         return Ok((Served, String::new()));
     }
-    served(node, buf_type)
+    let plane = status::of_buffer(node, buf_type)?;
+    let (how, counted, not_counted) = match plane.how {
+        status::How::Imported => (Imported, "imported", "copied"),
+        status::How::Copied => (Copied, "copied", "imported"),
+    };
+    ensure!(
+        plane.counter(counted) > 0 && plane.counter(not_counted) == 0,
+        "it is said to be {counted}, but counted otherwise: {plane:?}"
+    );
+    Ok((how, plane.told))
 }
 
 /// `outcome` for the table, and what is wrong with it for the list.
@@ -314,12 +294,13 @@ fn judge(
     }
 }
 
-fn fail_with(failures: &[String]) -> anyhow::Result<()> {
+/// Fails if there are any, and shows the first.
+pub(super) fn fail_with(failures: &[String]) -> anyhow::Result<()> {
     ensure!(
         failures.is_empty(),
         "{} are wrong:\n  {}",
         failures.len(),
-        failures.join("\n  ")
+        failures[..failures.len().min(40)].join("\n  ")
     );
     Ok(())
 }
