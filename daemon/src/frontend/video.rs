@@ -82,18 +82,17 @@ impl VideoNode {
         handles.sort_unstable();
         // One after the other: who closes waits for all that hold the session.
         let file = |fh| {
-            let (tid, _session) = {
+            let (tid, session) = {
                 let sessions = self.sessions();
                 let open = sessions.get(&fh)?;
                 (open.last_tid.load(Ordering::Relaxed), Arc::clone(&open.session))
             };
-            let caller = crate::client::process_and_name(tid);
-            Some(model::File {
-                fh,
-                pid: caller.as_ref().map(|(pid, _)| *pid),
-                comm: caller.map(|(_, name)| name),
-                ..model::File::default()
-            })
+            let mut file = session.status(fh);
+            // A session knows those who use its queues; the last call may have been another.
+            if file.comm.is_none() {
+                (file.pid, file.comm) = crate::client::process_and_name(tid).unzip();
+            }
+            Some(file)
         };
         handles.into_iter().filter_map(file).collect()
     }
