@@ -7,6 +7,7 @@
 
 mod blocking;
 mod maps;
+mod objects;
 mod privilege;
 
 use std::fs::File;
@@ -22,6 +23,7 @@ use vidcompat_proto::queue::ClientKey;
 use crate::sys::{self, Mapping, MemoryFault, RemoteMemory, Vma};
 
 pub use blocking::{CallShape, FileFlags};
+pub use objects::{field, offset_of_start, own_fdinfo};
 pub use privilege::is_admin;
 
 /// One process with one address space.
@@ -307,11 +309,6 @@ impl Clients {
             });
         }
         Ok(BlockedThread { client, tid })
-    }
-
-    /// The process that was met last.
-    pub fn last(&self) -> Option<&Arc<Client>> {
-        self.processes.last()
     }
 
     fn remembered(&self, tid: Pid) -> Option<Arc<Client>> {

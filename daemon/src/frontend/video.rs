@@ -87,12 +87,15 @@ impl VideoNode {
                 let open = sessions.get(&fh)?;
                 (open.last_tid.load(Ordering::Relaxed), Arc::clone(&open.session))
             };
-            let mut file = session.status(fh);
-            // A session knows those who use its queues; the last call may have been another.
-            if file.comm.is_none() {
-                (file.pid, file.comm) = crate::client::process_and_name(tid).unzip();
-            }
-            Some(file)
+            let caller = crate::client::process_and_name(tid);
+            let queues = session.status();
+            Some(model::File {
+                fh,
+                busy: queues.is_none(),
+                queues: queues.unwrap_or_default(),
+                pid: caller.as_ref().map(|(pid, _)| *pid),
+                comm: caller.map(|(_, name)| name),
+            })
         };
         handles.into_iter().filter_map(file).collect()
     }

@@ -232,8 +232,8 @@ impl Session {
             .map(|_| Provider::DmaHeap);
         let own = Some(Provider::Exporter).filter(|_| may_have(buf_cap::MMAP));
         let mut outcome = Err(Errno::EINVAL);
-        let mut refused_heap = false;
-        for provider in heap.into_iter().chain(own) {
+        let mut refused_heap = self.device.refuses_heap();
+        for provider in heap.filter(|_| !refused_heap).into_iter().chain(own) {
             match serve(queue, provider) {
                 Ok(()) => {
                     queue.importer = Some(self.importer(provider, refused_heap));
@@ -241,7 +241,10 @@ impl Session {
                 }
                 Err(Failure::Final(errno)) => return Err(errno),
                 Err(Failure::TryNext(errno)) => {
-                    refused_heap |= provider == Provider::DmaHeap;
+                    if provider == Provider::DmaHeap {
+                        refused_heap = true;
+                        self.device.heap_was_refused(errno);
+                    }
                     outcome = Err(errno);
                 }
             }

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -54,6 +54,7 @@ pub struct Device {
     known: [OnceLock<bool>; 256],
     capabilities: Mutex<HashMap<u32, u32>>,
     importer: OnceLock<Option<Importer>>,
+    refuses_heap: AtomicBool,
     complained: Mutex<Option<Instant>>,
     /// Counts opens and closes of our node.
     generation: AtomicU64,
@@ -77,6 +78,7 @@ impl Device {
             known: [const { OnceLock::new() }; 256],
             capabilities: Mutex::default(),
             importer: OnceLock::new(),
+            refuses_heap: AtomicBool::new(false),
             complained: Mutex::default(),
             generation: AtomicU64::new(0),
         }))
@@ -138,6 +140,19 @@ impl Device {
     /// The dma-bufs of all sessions of this daemon.
     pub fn own(&self) -> &Arc<OwnBuffers> {
         &self.options.own
+    }
+
+    /// Has it refused scattered memory? It is not offered any again: each trial is a line in the kernel's log.
+    pub(super) fn refuses_heap(&self) -> bool {
+        self.refuses_heap.load(Ordering::Relaxed)
+    }
+
+    /// It has refused the memory of a heap. `EFAULT` is what dma-contig says of memory that is not contiguous; others may
+    /// have passed by tomorrow.
+    pub(super) fn heap_was_refused(&self, errno: Errno) {
+        if errno == Errno::EFAULT {
+            self.refuses_heap.store(true, Ordering::Relaxed);
+        }
     }
 
     /// How its queues use what they import, as far as the modules tell that its driver's module uses: one of vb2's three

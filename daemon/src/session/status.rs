@@ -14,38 +14,15 @@ use super::serve::{How, Way};
 use super::{Session, State};
 use crate::observe::model;
 
-/// How long a call of the client may hold the session before it is told as busy.
+/// How long a call of the client may hold the session meanwhile.
 const PATIENCE: Duration = Duration::from_millis(50);
 
 impl Session {
-    /// This file, which the front end calls `fh`.
-    pub fn status(&self, fh: u64) -> model::File {
-        let client = {
-            let clients = self
-                .clients
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            clients.last().cloned()
-        };
-        let process = client.as_ref().map(|client| client.process());
-        let comm = process.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok());
-        let mut file = model::File {
-            fh,
-            pid: process.map(|pid| pid.as_raw().cast_unsigned()),
-            comm: comm.map(|comm| comm.trim_end().to_owned()),
-            ..model::File::default()
-        };
-        match self.lock_soon() {
-            Some(mut state) => {
-                let queues = state.queues.each_mut();
-                file.queues = queues
-                    .into_iter()
-                    .filter_map(|queue| self.queue_status(queue))
-                    .collect();
-            }
-            None => file.busy = true,
-        }
-        file
+    /// The queues that have buffers; `None`: a call has held the session for too long.
+    pub fn status(&self) -> Option<Vec<model::Queue>> {
+        let mut state = self.lock_soon()?;
+        let queues = state.queues.each_mut().into_iter();
+        Some(queues.filter_map(|queue| self.queue_status(queue)).collect())
     }
 
     fn lock_soon(&self) -> Option<MutexGuard<'_, State>> {

@@ -13,6 +13,7 @@ mod planes;
 mod process;
 mod procmap;
 mod readiness;
+mod udmabuf;
 mod v4l2;
 
 pub use arrays::{HostPayload, ext_controls, ioctl_with_array};
@@ -27,4 +28,5 @@ pub use process::{
 };
 pub use procmap::{Vma, query_vma};
 pub use readiness::{Watched, register};
+pub use udmabuf::udmabuf;
 pub use v4l2::{ioctl, poll};
