@@ -214,7 +214,7 @@ pub(super) mod tests {
                         Some("plain memory is copied"),
                     )],
                 ),
-                buffer(2, "dequeued", vec![Plane::default()]),
+                buffer(2, "dequeued", Vec::new()),
             ],
         };
         let output = Queue {
