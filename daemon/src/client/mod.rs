@@ -35,6 +35,8 @@ pub struct Client {
     memory: RemoteMemory,
     /// `/proc/PID/maps`, of the same address space.
     maps: File,
+    /// `/proc/PID/pagemap`, of the same address space.
+    pagemap: File,
 }
 
 /// A client and the thread of it that is blocked in a request.
@@ -87,6 +89,12 @@ impl BlockedThread {
     /// [`MemoryFault::Fault`] for device memory, and for what is not mapped.
     pub fn touch(&self, client_addr: u64) -> Result<(), MemoryFault> {
         sys::read_byte(self.tid, client_addr).map(drop)
+    }
+
+    /// Number of the page frame behind `client_addr`; `None` where there is no page, or the kernel does not tell.
+    #[must_use]
+    pub fn frame(&self, client_addr: u64) -> Option<u64> {
+        sys::frame_of(&self.client.pagemap, client_addr)
     }
 
     /// The thread.
@@ -183,6 +191,7 @@ impl Client {
             pidfd,
             memory: RemoteMemory::open(tid)?,
             maps: File::open(format!("/proc/{tid}/maps"))?,
+            pagemap: File::open(format!("/proc/{tid}/pagemap"))?,
         })
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustix::fs::SeekFrom;
 
 use super::{CopyBy, Found, Importable, Kind, Look};
-use crate::client::{field, own_fdinfo};
+use crate::client::{field, offset_of_start, own_fdinfo};
 use crate::sys::{Vma, page_size};
 
 /// See the module.
@@ -55,16 +55,17 @@ fn through_client(look: &Look<'_>, range: &Range<u64>, otherwise: &str) -> Resul
 enum Offset {
     /// It is the place.
     True,
-    /// A mapping always begins at byte 0 of the dma-buf, whatever mmap was told. Of one that says 0 that is the truth;
-    /// any other may be the rest of a split one, or not.
+    /// Only that a mapping with the offset that a new one of byte 0 has begins there too. Any other may be the rest of a
+    /// split one, or begin at byte 0 nevertheless. DRM adds an address of its own.
     OfStart,
-    /// Nothing: DRM adds an address of its own, and what its page faults make of a split mapping differs.
+    /// Nothing that we know.
     Unknown,
 }
 
 /// By `exp_name`. True: dma-buf/heaps/system_heap.c:203, heaps/cma_heap.c:171 (with the names of the region that CMA
 /// has), udmabuf.c:48, videobuf2-dma-contig.c:289 (`dma_mmap_attrs`), videobuf2-dma-sg.c:342 (`vm_map_pages`). Of the
-/// start: videobuf2-vmalloc.c:180 (`remap_vmalloc_range` with 0).
+/// start: videobuf2-vmalloc.c:180 (`remap_vmalloc_range` with 0), drm_prime.c (`drm_gem_prime_mmap`) with
+/// drm_gem_shmem_helper.c (`drm_gem_shmem_fault`), whose pages count from where the mapping begins.
 const EXPORTERS: &[(&str, Offset)] = &[
     ("system", Offset::True),
     ("linux,cma", Offset::True),
@@ -74,6 +75,8 @@ const EXPORTERS: &[(&str, Offset)] = &[
     ("videobuf2_dma_contig", Offset::True),
     ("videobuf2_dma_sg", Offset::True),
     ("videobuf2_vmalloc", Offset::OfStart),
+    ("virtio_gpu", Offset::OfStart),
+    ("drm", Offset::OfStart),
 ];
 
 fn offset_of(exporter: &str) -> Offset {
@@ -81,15 +84,22 @@ fn offset_of(exporter: &str) -> Offset {
     row.map_or(Offset::Unknown, |(_, offset)| *offset)
 }
 
-/// Where in a dma-buf of `size` bytes the byte at `client_addr` lies; `None` where that is not beyond doubt.
-fn place(offset: Offset, size: u64, vma: &Vma, client_addr: u64) -> Option<u64> {
+/// Where in a dma-buf of `size` bytes the byte at `client_addr` lies; `None` where that is not beyond doubt. `of_start` is
+/// the offset that a new mapping of byte 0 shows.
+fn place(
+    offset: Offset,
+    size: u64,
+    vma: &Vma,
+    client_addr: u64,
+    of_start: impl FnOnce() -> Option<u64>,
+) -> Option<u64> {
     // No exporter is asked for more than there is (dma-buf.c:161): one of this length cannot begin elsewhere.
     let whole = vma.end - vma.start == size;
     let start = match offset {
         Offset::True => vma.offset,
-        Offset::OfStart if vma.offset == 0 => 0,
         _ if whole => 0,
-        _ => return None,
+        Offset::OfStart if of_start() == Some(vma.offset) => 0,
+        Offset::OfStart | Offset::Unknown => return None,
     };
     start.checked_add(client_addr.checked_sub(vma.start)?)
 }
@@ -113,8 +123,9 @@ impl Object {
         let page = page_size().ok()? as u64;
         let what = format!("dma-buf {} ({})", vma.inode, self.exporter);
         let how = offset_of(&self.exporter);
-        let place = place(how, self.size.next_multiple_of(page), vma, range.start);
-        let Some(place) = place else {
+        let of_start = || offset_of_start(&self.fd).ok();
+        let size = self.size.next_multiple_of(page);
+        let Some(place) = place(how, size, vma, range.start, of_start) else {
             let unknown = "where in the dma-buf the mapping begins cannot be known";
             return Some(Found {
                 what,
@@ -169,33 +180,37 @@ mod tests {
         }
     }
 
+    const SIZE: u64 = 16 * 4096;
+
+    fn shown(start: u64) -> impl FnOnce() -> Option<u64> {
+        move || Some(start)
+    }
+
     #[test]
     fn a_true_offset_is_the_place_and_a_range_may_begin_behind_it() {
-        let size = 16 * 4096;
-        assert_eq!(place(Offset::True, size, &vma(16, 0), 0x10_0000), Some(0));
-        assert_eq!(place(Offset::True, size, &vma(4, 8192), 0x10_0003), Some(8195));
-        assert_eq!(place(Offset::True, size, &vma(4, u64::MAX), 0x10_0003), None);
+        let place = |vma, at| place(Offset::True, SIZE, &vma, at, || unreachable!("nobody asks"));
+        assert_eq!(place(vma(16, 0), 0x10_0000), Some(0));
+        assert_eq!(place(vma(4, 8192), 0x10_0003), Some(8195));
+        assert_eq!(place(vma(4, u64::MAX), 0x10_0003), None);
     }
 
     #[test]
-    fn what_begins_at_the_start_says_so_by_0_or_by_its_length() {
-        let size = 16 * 4096;
-        assert_eq!(place(Offset::OfStart, size, &vma(4, 0), 0x10_1001), Some(4097));
-        assert_eq!(place(Offset::OfStart, size, &vma(4, 4096), 0x10_0000), None);
-        assert_eq!(place(Offset::OfStart, size, &vma(16, 4096), 0x10_0000), Some(0));
-    }
-
-    #[test]
-    fn what_says_nothing_must_be_mapped_whole() {
-        let size = 16 * 4096;
+    fn what_begins_at_the_start_looks_like_a_new_one_or_is_as_long_as_the_dma_buf() {
         let fake = 0x1_0000_0000;
-        assert_eq!(
-            place(Offset::Unknown, size, &vma(16, fake), 0x10_1001),
-            Some(4097)
-        );
-        assert_eq!(place(Offset::Unknown, size, &vma(15, fake), 0x10_0000), None);
-        assert_eq!(place(Offset::Unknown, size, &vma(15, 0), 0x10_0000), None);
-        assert_eq!(offset_of("drm"), Offset::Unknown);
+        for start in [0, fake] {
+            let place = |vma, at| place(Offset::OfStart, SIZE, &vma, at, shown(start));
+            assert_eq!(place(vma(4, start), 0x10_1001), Some(4097));
+            assert_eq!(place(vma(4, start + 4096), 0x10_0000), None);
+            assert_eq!(place(vma(16, start + 4096), 0x10_0000), Some(0));
+        }
+        assert_eq!(place(Offset::OfStart, SIZE, &vma(4, 0), 0x10_0000, || None), None);
+    }
+
+    #[test]
+    fn of_an_unknown_exporter_all_must_be_mapped() {
         assert_eq!(offset_of("i915"), Offset::Unknown);
+        let place = |vma, at| place(Offset::Unknown, SIZE, &vma, at, shown(0));
+        assert_eq!(place(vma(16, 0x1_0000_0000), 0x10_1001), Some(4097));
+        assert_eq!(place(vma(15, 0), 0x10_0000), None);
     }
 }
