@@ -20,6 +20,7 @@ mod loopback;
 mod m2m;
 mod memory;
 mod nodes;
+mod observe;
 mod programs;
 mod programs32;
 mod random;
@@ -55,6 +56,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             readiness::TESTS,
             kill_loop::TESTS,
             lifecycle::TESTS,
+            observe::TESTS,
             kernel_log::TESTS,
         ],
         Set::Kinds => &[
