@@ -105,10 +105,7 @@ fn import(
     look.may_import(EXPORTER)?;
     let device = format!("/sys/dev/char/{MAJOR}:{number}/device");
     let card = card_of(Path::new(&device)).ok_or("there is no graphics card behind it")?;
-    let frame = look
-        .client
-        .frame(client_addr)
-        .ok_or("its pages cannot be seen")?;
+    let frame = look.client.frame(client_addr).ok_or("its pages cannot be seen")?;
     if !sys::is_swap_backed(frame).map_err(|error| format!("its pages cannot be seen: {error}"))? {
         return Err("what it shows is a shadow of the card's memory".to_owned());
     }
