@@ -21,6 +21,7 @@ mod loopback;
 mod m2m;
 mod memory;
 mod nodes;
+mod observe;
 mod over_time;
 mod pinning;
 mod programs;
@@ -58,6 +59,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             readiness::TESTS,
             kill_loop::TESTS,
             lifecycle::TESTS,
+            observe::TESTS,
             kernel_log::TESTS,
         ],
         Set::Kinds => &[
