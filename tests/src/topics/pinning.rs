@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 
 use crate::daemon::{self, number_in};
 use crate::kinds::{self, Maker, Memory};
@@ -15,7 +15,7 @@ use crate::video::{Node, Side, ours, real};
 pub const TESTS: &[(&str, Test)] = &[("pinning::no_page_of_a_client_stays_pinned", pinned)];
 
 const BUFFERS: usize = 4;
-const FRAMES: usize = 20;
+const FRAMES: usize = 10;
 
 /// Pages pinned since boot, and of them given back.
 fn counters() -> anyhow::Result<(usize, usize)> {
@@ -60,7 +60,9 @@ fn stream(node: Node, make: Maker, size: usize) -> anyhow::Result<Option<Pins>> 
     video.streamon()?;
     for memory in &memories[BUFFERS..] {
         let done = video.dqbuf()?;
-        video.qbuf(done.index, memory.pointer(), length)?;
+        video
+            .qbuf(done.index, memory.pointer(), length)
+            .with_context(|| format!("QBUF of a new pointer, {node}"))?;
     }
     let streamed = counters()?;
     for _ in 0..FRAMES {
@@ -94,7 +96,7 @@ fn pinned() -> anyhow::Result<()> {
     ];
     for (kind, make, imported) in kinds {
         for node in [real(VMALLOC), ours(VMALLOC), ours(CONTIG)] {
-            let Some(pins) = stream(node, *make, size)? else {
+            let Some(pins) = stream(node, *make, size).context(*kind)? else {
                 ensure!(node.side == Side::Real, "{kind}, {node}: EFAULT");
                 continue;
             };
