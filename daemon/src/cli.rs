@@ -1,7 +1,7 @@
 //! The command line of vidcompatd, and the log that it asks for.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
 use tracing_subscriber::EnvFilter;
@@ -32,6 +32,11 @@ pub struct Options {
     #[arg(long = "import", value_name = "RULE")]
     pub imports: Vec<Rule>,
 
+    /// Where `vidcompat status` asks: a unix socket for root, or `none`. Where another vidcompatd has it already, this
+    /// one goes on without.
+    #[arg(long, value_name = "PATH", default_value = crate::observe::CONTROL)]
+    pub control: PathBuf,
+
     /// How log lines look. What is logged is chosen by the environment variable VIDCOMPAT_LOG (tracing's filter
     /// syntax, e.g. `debug`).
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
@@ -48,7 +53,7 @@ pub enum LogFormat {
 }
 
 /// A size in bytes, with K, M or G for the binary multiples.
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.strip_suffix(['K', 'k']) {
         Some(digits) => (digits, 10),
         None => match text.strip_suffix(['M', 'm']) {
@@ -68,6 +73,12 @@ fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 impl Options {
+    /// Where the control socket is to be, if there is to be one.
+    #[must_use]
+    pub fn control(&self) -> Option<&Path> {
+        Some(&*self.control).filter(|path| *path != Path::new("none"))
+    }
+
     /// The bound for all clients: as given, or a quarter of `/proc/meminfo`'s MemTotal.
     #[must_use]
     pub fn memory_total(&self) -> u64 {
@@ -132,6 +143,18 @@ mod tests {
             let error = parse(&[rule]).expect_err(rule).to_string();
             assert!(error.contains(reason), "{error}");
         }
+    }
+
+    #[test]
+    fn the_control_socket_has_a_place_and_can_be_left_out() {
+        let control = |more: &[&str]| {
+            let args = ["vidcompatd", "--device", "/dev/video0"].iter().chain(more);
+            let options = Options::try_parse_from(args).expect("options");
+            options.control().map(|path| path.display().to_string())
+        };
+        assert_eq!(control(&[]).as_deref(), Some("/run/vidcompat/control.sock"));
+        assert_eq!(control(&["--control", "/run/a"]).as_deref(), Some("/run/a"));
+        assert_eq!(control(&["--control", "none"]), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod client;
 mod daemon;
+mod kinds;
 mod modules;
 mod nodes;
 mod picture;

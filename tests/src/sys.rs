@@ -1,9 +1,10 @@
 //! System calls that no safe crate has: ioctl with any command, and memory of our own to give to drivers.
 //!
-//! The only module with `unsafe`, together with its part `dma_buf`. A driver (or the daemon) writes to the memory of
+//! The only module with `unsafe`, together with its parts `area` and `dma_buf`. A driver (or the daemon) writes to the memory of
 //! USERPTR buffers long after the ioctl that named it, so such memory is always [`Pages`]: mapped here, never behind a
 //! Rust reference, and read and written through `/proc/self/mem`, where a hole is an error and not a signal.
 
+mod area;
 mod dma_buf;
 
 use std::fs::{File, OpenOptions};
@@ -16,6 +17,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigHandler, Signal};
 use zerocopy::{FromBytes, IntoBytes};
 
+pub use area::{Area, HUGE, Rights, Source};
 pub use dma_buf::DmaBuf;
 
 /// Size of a page here.

@@ -7,6 +7,7 @@
 
 mod blocking;
 mod maps;
+mod objects;
 mod privilege;
 
 use std::fs::File;
@@ -22,6 +23,7 @@ use vidcompat_proto::queue::ClientKey;
 use crate::sys::{self, Mapping, MemoryFault, RemoteMemory, Vma};
 
 pub use blocking::{CallShape, FileFlags};
+pub use objects::{field, offset_of_start, own_fdinfo};
 pub use privilege::is_admin;
 
 /// One process with one address space.
@@ -208,38 +210,40 @@ impl Client {
         sys::poll(self.pidfd.as_fd(), PollFlags::POLLIN).is_empty() && self.memory.is_alive()
     }
 
-    /// Writes the first `len` bytes of `source` to `client_addr`: with one copy through `caller` where that is a
-    /// thread of this client that is blocked in a request until this returns, else through the held address space.
+    /// Writes `len` bytes of `source`, from its byte `from` on, to `client_addr`: with one copy through `caller` where that
+    /// is a thread of this client that is blocked in a request until this returns, else through the held address space.
     ///
     /// # Errors
     /// See [`MemoryFault`]; nothing was written to any *other* address space.
     pub fn write(
         &self,
         source: &Mapping,
+        from: usize,
         len: usize,
         client_addr: u64,
         caller: Option<&BlockedThread>,
     ) -> Result<(), MemoryFault> {
         match caller.filter(|caller| caller.client.key == self.key) {
-            Some(caller) => sys::write_from(source, len, caller.tid, client_addr),
-            None => self.memory.write(source, len, client_addr),
+            Some(caller) => sys::write_from(source, from, len, caller.tid, client_addr),
+            None => self.memory.write(source, from, len, client_addr),
         }
     }
 
-    /// Copies `len` bytes from `client_addr` to the start of `target`, by the same ways as [`Client::write`].
+    /// Copies `len` bytes from `client_addr` to `target`, from its byte `to` on, by the same ways as [`Client::write`].
     ///
     /// # Errors
     /// See [`MemoryFault`]; a part may have been copied.
     pub fn read(
         &self,
         target: &Mapping,
+        to: usize,
         len: usize,
         client_addr: u64,
         caller: Option<&BlockedThread>,
     ) -> Result<(), MemoryFault> {
         match caller.filter(|caller| caller.client.key == self.key) {
-            Some(caller) => sys::read_into(target, len, caller.tid, client_addr),
-            None => self.memory.read(target, len, client_addr),
+            Some(caller) => sys::read_into(target, to, len, caller.tid, client_addr),
+            None => self.memory.read(target, to, len, client_addr),
         }
     }
 }
@@ -342,6 +346,17 @@ fn process_of(tid: Pid) -> io::Result<Pid> {
     tgid.and_then(|tgid| tgid.parse().ok())
         .map(Pid::from_raw)
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// The process that thread `tid` belongs to now, and its name: for people, who are told of a moment that has passed.
+pub fn process_and_name(tid: u32) -> Option<(u32, String)> {
+    let tid = i32::try_from(tid).ok().filter(|tid| *tid > 0)?;
+    let process = process_of(Pid::from_raw(tid)).ok()?.as_raw().cast_unsigned();
+    let name = std::fs::read(format!("/proc/{process}/comm")).ok()?;
+    Some((
+        process,
+        String::from_utf8_lossy(name.trim_ascii_end()).into_owned(),
+    ))
 }
 
 #[cfg(test)]

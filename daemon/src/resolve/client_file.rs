@@ -24,7 +24,12 @@ pub(super) fn device_of(look: &Look<'_>, vma: &Vma) -> Option<(u64, u64)> {
 
 /// The link by which the kernel names the file of a mapping.
 fn link_of(look: &Look<'_>, vma: &Vma) -> String {
-    format!("/proc/{}/map_files/{:x}-{:x}", look.client.tid(), vma.start, vma.end)
+    format!(
+        "/proc/{}/map_files/{:x}-{:x}",
+        look.client.tid(),
+        vma.start,
+        vma.end
+    )
 }
 
 fn is_mapped(metadata: &std::fs::Metadata, vma: &Vma) -> bool {

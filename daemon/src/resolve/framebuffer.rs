@@ -17,6 +17,7 @@ use std::sync::Arc;
 use nix::sys::stat::{major, minor};
 
 use super::client_file;
+use super::flush::Flush;
 use super::{CopyBy, Found, Importable, Kind, Look};
 use crate::sys::{self, Vma};
 
@@ -58,7 +59,8 @@ impl Kind for Framebuffer {
         let import = match &id {
             _ if !has_pages => Err("a framebuffer of device memory is copied".to_owned()),
             None => Err("nothing is known of its memory".to_owned()),
-            Some((file, memory)) => import(look, number, range.start, place, memory.pitch, file),
+            Some((file, memory)) => import(look, number, range.start, place, memory.pitch)
+                .and_then(|object| shown(object, file, place, length)),
         };
         let what = match &id {
             Some((_, memory)) => format!("{} ({})", String::from_utf8_lossy(&vma.name), memory.id),
@@ -100,15 +102,11 @@ fn import(
     client_addr: u64,
     place: u64,
     pitch: u32,
-    file: &Arc<File>,
 ) -> Result<Importable, String> {
     look.may_import(EXPORTER)?;
     let device = format!("/sys/dev/char/{MAJOR}:{number}/device");
     let card = card_of(Path::new(&device)).ok_or("there is no graphics card behind it")?;
-    let frame = look
-        .client
-        .frame(client_addr)
-        .ok_or("its pages cannot be seen")?;
+    let frame = look.client.frame(client_addr).ok_or("its pages cannot be seen")?;
     if !sys::is_swap_backed(frame).map_err(|error| format!("its pages cannot be seen: {error}"))? {
         return Err("what it shows is a shadow of the card's memory".to_owned());
     }
@@ -124,6 +122,17 @@ fn import(
         exporter,
         size,
         offset: offset + place,
+        flush: None,
+    })
+}
+
+/// What a device writes to the object nobody notices: a driver that has to be told of changes (a virtual card, one on
+/// USB) finds out by write faults in mappings of the framebuffer device. It is told by faults in ours.
+fn shown(object: Importable, file: &Arc<File>, place: u64, length: u64) -> Result<Importable, String> {
+    let flush = Flush::of(file, place, length).map_err(|error| format!("it could not be shown: {error}"))?;
+    Ok(Importable {
+        flush: Some(Arc::new(flush)),
+        ..object
     })
 }
 

@@ -85,6 +85,7 @@ impl Kind for V4l2Buffer {
                 inode: known.inode,
                 size: known.size,
                 offset: place,
+                flush: None,
             })
         });
         let copy = match look.client.touch(range.start) {
@@ -139,7 +140,9 @@ fn identify(look: &Look<'_>, vma: &Vma, range: &Range<u64>, place: u64) -> Resul
             }
             let (exporter, size) =
                 client_file::exporter_of(&dma_buf).ok_or("nothing is known of its dma-buf")?;
-            let inode = rustix::fs::fstat(&dma_buf).map_err(|error| error.to_string())?.st_ino;
+            let inode = rustix::fs::fstat(&dma_buf)
+                .map_err(|error| error.to_string())?
+                .st_ino;
             return Ok(Known {
                 name,
                 dma_buf: Arc::new(dma_buf),
@@ -184,7 +187,14 @@ fn planes(file: &File, mapped: u64) -> Vec<(Plane, String)> {
                         true => format!("buffer {index}, plane {plane}"),
                         false => format!("buffer {index}"),
                     };
-                    found.push((Plane { buf_type, index, plane }, name));
+                    found.push((
+                        Plane {
+                            buf_type,
+                            index,
+                            plane,
+                        },
+                        name,
+                    ));
                 }
             }
         }

@@ -101,7 +101,11 @@ impl<'a> Btf<'a> {
         }
         of.members.chunks_exact(12).find_map(|member| {
             let (name, of_type, offset) = (word(member, 0)?, word(member, 4)?, word(member, 8)?);
-            let offset = if of.has_bitfields { offset & 0x00ff_ffff } else { offset };
+            let offset = if of.has_bitfields {
+                offset & 0x00ff_ffff
+            } else {
+                offset
+            };
             if name != 0 && self.is_named(name, field) {
                 return Some(offset);
             }

@@ -5,6 +5,7 @@
 
 mod arrays;
 mod btf;
+mod copy;
 mod dma_buf;
 mod drm;
 mod expbuf;
@@ -17,10 +18,12 @@ mod planes;
 mod process;
 mod procmap;
 mod readiness;
+mod udmabuf;
 mod v4l2;
 mod vma_object;
 
 pub use arrays::{HostPayload, ext_controls, ioctl_with_array};
+pub use copy::copy;
 pub use dma_buf::{CpuUse, sync_end, sync_start};
 pub use drm::{DrmFramebuffer, drop_master, framebuffer, gem_close, map_offset, prime_export};
 pub use expbuf::export_buffer;
@@ -35,5 +38,6 @@ pub use process::{
 };
 pub use procmap::{Vma, query_vma};
 pub use readiness::{Watched, register};
+pub use udmabuf::udmabuf;
 pub use v4l2::{ioctl, poll};
 pub use vma_object::object_at;

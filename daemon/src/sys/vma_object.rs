@@ -249,14 +249,20 @@ mod tests {
     use super::find;
 
     fn mapping(start: u64, end: u64, object: u64) -> Vec<u8> {
-        [start, end, object].iter().flat_map(|word| word.to_ne_bytes()).collect()
+        [start, end, object]
+            .iter()
+            .flat_map(|word| word.to_ne_bytes())
+            .collect()
     }
 
     #[test]
     fn the_mapping_at_an_address_is_found_and_a_hole_and_no_object_are_none() {
         let told = [mapping(10, 20, 7), mapping(30, 40, 0), mapping(40, 50, 8)].concat();
         let found = |addr| find(&mut told.as_slice(), addr).expect("bytes");
-        assert_eq!((found(9), found(10), found(19), found(20)), (None, Some(7), Some(7), None));
+        assert_eq!(
+            (found(9), found(10), found(19), found(20)),
+            (None, Some(7), Some(7), None)
+        );
         assert_eq!((found(30), found(40), found(50)), (None, Some(8), None));
     }
 

@@ -25,6 +25,7 @@ mod programs32;
 mod random;
 mod read;
 mod readiness;
+mod resolve_matrix;
 mod sharing;
 mod signals;
 mod verdicts;
@@ -76,6 +77,8 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             faults::TESTS,
             kernel_log::TESTS,
         ],
+        Set::Memory => &[resolve_matrix::TESTS, kernel_log::TESTS],
+        Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],
     };
     topics.concat()
 }
