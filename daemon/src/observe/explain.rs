@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -182,20 +183,21 @@ pub fn explain(question: &Question) -> Result<Explanation, ExplainError> {
 
 /// The process is not blocked in a call of ours, so what is seen may be over by the time that it is printed.
 fn client(pid: u32) -> Result<BlockedThread, ExplainError> {
-    let client = Clients::default()
-        .of_thread(pid)
-        .map_err(|source| match source.raw_os_error() {
-            Some(libc::ESRCH | libc::ENOENT) => ExplainError::NoProcess(pid),
-            Some(libc::EACCES | libc::EPERM) => ExplainError::Denied(pid),
-            _ if source.kind() == io::ErrorKind::NotFound => ExplainError::NoProcess(pid),
-            _ => ExplainError::System { pid, source },
-        })?;
-    match fs::read(format!("/proc/{pid}/maps")) {
-        Ok(maps) if maps.is_empty() => Err(ExplainError::NoMemory(pid)),
-        Ok(_) => Ok(client),
-        Err(source) if source.raw_os_error() == Some(libc::ESRCH) => Err(ExplainError::NoMemory(pid)),
-        Err(source) if source.kind() == io::ErrorKind::PermissionDenied => Err(ExplainError::Denied(pid)),
-        Err(source) => Err(ExplainError::System { pid, source }),
+    let error = |source: io::Error| match source.kind() {
+        io::ErrorKind::PermissionDenied => ExplainError::Denied(pid),
+        // A kernel thread has a folder, and nothing that can be opened in it.
+        io::ErrorKind::NotFound if Path::new(&format!("/proc/{pid}/maps")).exists() => {
+            ExplainError::NoMemory(pid)
+        }
+        io::ErrorKind::NotFound => ExplainError::NoProcess(pid),
+        _ if source.raw_os_error() == Some(libc::ESRCH) => ExplainError::NoMemory(pid),
+        _ => ExplainError::System { pid, source },
+    };
+    let client = Clients::default().of_thread(pid).map_err(error)?;
+    let maps = fs::read(format!("/proc/{pid}/maps")).map_err(error)?;
+    match maps.is_empty() {
+        true => Err(ExplainError::NoMemory(pid)),
+        false => Ok(client),
     }
 }
 
@@ -273,6 +275,10 @@ fn way(found: &Found, length: u32, single: bool) -> (Way, Option<String>) {
     match &found.copy {
         Ok(CopyBy::Memory) => (Way::CopiedThroughMemory, Some(no_import)),
         Ok(CopyBy::Object { .. }) => (Way::CopiedThroughObject, Some(no_import)),
+        // Of plain memory nobody expects an import.
+        Err(no_copy) if found.import.as_ref().err() == Found::memory("").import.err().as_ref() => {
+            (Way::Fault, Some(no_copy.clone()))
+        }
         Err(no_copy) => (Way::Fault, Some(format!("{no_copy}; {no_import}"))),
     }
 }

@@ -105,9 +105,9 @@ pub struct Counters {
 pub struct Buffer {
     /// Its index.
     pub index: u32,
-    /// `queued`, `done`, `prepared`, `dequeued`.
+    /// `queued`, `done`, `prepared`, `dequeued`, `unknown`.
     pub state: String,
-    /// One unless it is multi-planar.
+    /// One unless it is multi-planar; none where it has not been queued yet.
     pub planes: Vec<Plane>,
 }
 
@@ -214,7 +214,7 @@ pub(super) mod tests {
                         Some("plain memory is copied"),
                     )],
                 ),
-                buffer(2, "dequeued", vec![Plane::default()]),
+                buffer(2, "dequeued", Vec::new()),
             ],
         };
         let output = Queue {

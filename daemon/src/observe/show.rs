@@ -149,7 +149,10 @@ fn buffer(page: &mut Page, buffer: &Buffer) {
         page.line(6, &format!("{index:<5}{state:<9} {}", way(plane)));
     }
     if buffer.planes.is_empty() {
-        page.line(6, &format!("{:<5}{}", buffer.index, buffer.state));
+        page.line(
+            6,
+            &format!("{:<5}{:<9} not queued yet", buffer.index, buffer.state),
+        );
     }
 }
 

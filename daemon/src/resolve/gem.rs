@@ -59,8 +59,9 @@ impl Kind for Gem {
                     .and_then(|dma_buf| importable(look, dma_buf, place));
                 let copy = exported.map(File::from).map(|dma_buf| CopyBy::Object {
                     file: Arc::new(dma_buf),
-                    offset: place / 4096 * 4096,
-                    skip: place % 4096,
+                    // From the start: shmem drivers map that whatever the offset is (drm_gem_shmem_fault).
+                    offset: 0,
+                    skip: place,
                     sync: true,
                 });
                 // The client's own file would not be let go while we have it, so it is the second choice.
