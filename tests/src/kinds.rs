@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::fs::{self, File, OpenOptions};
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
@@ -40,8 +40,10 @@ pub struct Memory {
     span: Range<usize>,
     /// A program that uses it may only read.
     read_only: bool,
+    /// The shared object of its first mapping, and where in it that begins.
+    object: Option<(OwnedFd, u64)>,
     /// What must stay open or alive for it.
-    keep: Vec<Box<dyn Any>>,
+    keep: Vec<Box<dyn Any + Send + Sync>>,
 }
 
 /// How a kind is made: for a frame of so many bytes, so many bytes behind its beginning. `None`: this kernel has none.
@@ -57,6 +59,7 @@ impl Memory {
             size,
             span,
             read_only: false,
+            object: None,
             keep: vec![],
         }
     }
@@ -70,18 +73,37 @@ impl Memory {
         let area = Area::reserve(length)?;
         area.map(0, length, source, Rights::ReadWrite)
             .with_context(|| format!("mmap of {source:?}"))?;
-        Ok(Self::new(area, 0..length, at, size))
+        let mut memory = Self::new(area, 0..length, at, size);
+        if let Source::Shared(fd, offset) = source {
+            memory.object = Some((fd.try_clone_to_owned()?, offset));
+        }
+        Ok(memory)
     }
 
-    fn keep(mut self, thing: impl Any) -> Self {
+    fn keep(mut self, thing: impl Any + Send + Sync) -> Self {
         self.keep.push(Box::new(thing));
         self
     }
 
     /// Lets go of what it keeps: files are closed, and mappings are all that is left.
-    fn closed(mut self) -> Self {
+    pub fn closed(mut self) -> Self {
         self.keep.clear();
+        self.object = None;
         self
+    }
+
+    /// Is there an object that others can map too?
+    pub fn is_shared(&self) -> bool {
+        self.object.is_some()
+    }
+
+    /// Maps the same object from its beginning, or fresh memory where there is none, into another area.
+    pub fn map_into(&self, area: &Area, length: usize) -> Result<(), Errno> {
+        let source = match &self.object {
+            Some((fd, offset)) => Source::Shared(fd.as_fd(), *offset),
+            None => Source::Anonymous,
+        };
+        area.map(0, length, source, Rights::ReadWrite)
     }
 
     /// The pointer.
@@ -137,10 +159,27 @@ impl Memory {
         Ok(())
     }
 
+    /// Fails if anything but its first page has changed since [`Self::clear`], and that to the frame's.
+    pub fn has_only_page(&self, frame: &[u8]) -> anyhow::Result<()> {
+        let bytes = self.area.read(self.at, self.window().end - self.at)?;
+        let (page, rest) = bytes.split_at(PAGE);
+        ensure!(
+            page == &frame[..PAGE] || page.iter().all(|byte| *byte == GUARD),
+            "the first page is not the frame's"
+        );
+        let written = rest.iter().position(|byte| *byte != GUARD);
+        ensure!(written.is_none(), "byte {written:?} behind the page was written");
+        Ok(())
+    }
+
     /// Fails unless everything is as [`Self::clear`] left it.
     pub fn is_clear(&self) -> anyhow::Result<()> {
-        let window = self.window();
-        let bytes = self.area.read(window.start, window.len())?;
+        self.is_clear_in(self.window())
+    }
+
+    /// The same of these bytes of the area.
+    pub fn is_clear_in(&self, range: Range<usize>) -> anyhow::Result<()> {
+        let bytes = self.area.read(range.start, range.len())?;
         let written = bytes.iter().position(|byte| *byte != GUARD);
         ensure!(written.is_none(), "byte {written:?} was written");
         Ok(())
@@ -288,7 +327,7 @@ fn read_write(path: impl AsRef<std::path::Path>) -> anyhow::Result<File> {
     file.with_context(|| path.display().to_string())
 }
 
-fn framebuffer_path(name: &str) -> anyhow::Result<PathBuf> {
+pub fn framebuffer_path(name: &str) -> anyhow::Result<PathBuf> {
     let mut names = vec![];
     for entry in fs::read_dir("/sys/class/graphics")? {
         let entry = entry?;
@@ -302,7 +341,7 @@ fn framebuffer_path(name: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// All of a framebuffer, as old programs map it.
-fn framebuffer(name: &str, size: usize, at: usize) -> anyhow::Result<Memory> {
+pub fn framebuffer(name: &str, size: usize, at: usize) -> anyhow::Result<Memory> {
     let file = read_write(framebuffer_path(name)?)?;
     let mut fix = [0_u8; 80];
     sys::ioctl(&file, FBIOGET_FSCREENINFO, &mut fix).context("FBIOGET_FSCREENINFO")?;

@@ -8,7 +8,7 @@ mod area;
 mod dma_buf;
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -123,6 +123,30 @@ fn map(hint: usize, len: usize, flags: i32, fd: i32) -> Result<usize, Errno> {
 fn unmap(address: usize, len: usize) {
     // SAFETY: only ever called with (parts of) mappings of this module, to which there are no references.
     unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(address), len) };
+}
+
+/// A number of an fd that means one file after the other.
+#[derive(Debug)]
+pub struct Slot(OwnedFd);
+
+impl AsFd for Slot {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Slot {
+    /// A new number, for this file.
+    pub fn new(file: BorrowedFd<'_>) -> std::io::Result<Self> {
+        file.try_clone_to_owned().map(Self)
+    }
+
+    /// Makes it another file's, in one step.
+    pub fn put(&self, file: &impl AsFd) -> Result<(), Errno> {
+        let (from, to) = (file.as_fd().as_raw_fd(), self.0.as_raw_fd());
+        // SAFETY: the number is ours, and stays an open fd; what it means matters to nobody but the tests.
+        Errno::result(unsafe { libc::dup3(from, to, libc::O_CLOEXEC) }).map(drop)
+    }
 }
 
 /// Lets SIGINT and SIGQUIT end our children again: a shell that starts something in the background has them ignored.

@@ -25,9 +25,9 @@ impl Kind for DmaBuf {
         if !vma.name.starts_with(b"/dmabuf:") {
             return None;
         }
-        let fd = look.client.file_of(vma, |link, fdinfo| {
-            link.starts_with(b"/dmabuf:") && field(fdinfo, "exp_name").is_some()
-        });
+        let is_called_so = |link: &[u8]| link.starts_with(b"/dmabuf:");
+        let is_one = |fdinfo: &str| field(fdinfo, "exp_name").is_some();
+        let fd = look.client.file_of(vma, is_called_so, is_one);
         match fd.map(Object::new) {
             Some(object) => object?.found(look, vma, range),
             None => {

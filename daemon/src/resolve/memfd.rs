@@ -14,7 +14,6 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::SealFlags;
 
 use super::{Found, Importable, Importer, Kind, Look};
-use crate::client::field;
 use crate::sys::{Vma, page_size, udmabuf};
 
 /// What the policy calls it: the dma-buf is ours, the pages are the client's.
@@ -84,11 +83,10 @@ fn import(look: &Look<'_>, vma: &Vma, range: &Range<u64>) -> Result<Importable, 
 /// By the mapping, which outlives the fd, or by an fd where that needs a capability that we lack.
 fn file(look: &Look<'_>, vma: &Vma) -> Option<OwnedFd> {
     let mapped = look.client.open_mapped(vma).map(OwnedFd::from);
-    mapped.ok().or_else(|| {
-        look.client.file_of(vma, |link, fdinfo| {
-            link.starts_with(b"/memfd:") && field(fdinfo, "ino").is_some()
-        })
-    })
+    let is_memfd = |link: &[u8]| link.starts_with(b"/memfd:");
+    mapped
+        .ok()
+        .or_else(|| look.client.file_of(vma, is_memfd, |_| true))
 }
 
 /// `st_dev` of every memfd without MFD_HUGETLB: they live in a file system of the kernel's own, in which nobody else can
@@ -116,4 +114,85 @@ fn size_limit() -> u64 {
     let limit = std::fs::read_to_string("/sys/module/udmabuf/parameters/size_limit_mb");
     let megabytes = limit.ok().and_then(|text| text.trim().parse::<u64>().ok());
     megabytes.unwrap_or(64).saturating_mul(1 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Memfd;
+    use crate::client::Clients;
+    use crate::resolve::{Access, CopyBy, Found, Importer, Kind, Look, OwnBuffers, Policy};
+    use crate::sys::{CpuUse, Mapping};
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use std::fs::File;
+
+    /// What is found behind `len` bytes that begin `at` bytes into a mapped memfd.
+    fn found(seals: SealFlag, at: u64, len: usize, rules: &[&str]) -> Found {
+        let file = memfd_create(c"frames", MFdFlags::MFD_ALLOW_SEALING).expect("a memfd");
+        let file = File::from(file);
+        file.set_len(66 << 20).expect("room in memory");
+        let mapping = Mapping::shared(&file, 0, 66 << 20, CpuUse::Write).expect("a mapping");
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).expect("it can be sealed");
+        let tid = nix::unistd::gettid().as_raw().cast_unsigned();
+        let client = Clients::default().of_thread(tid).expect("ourselves");
+        let look = Look {
+            client: &client,
+            access: Access::Write,
+            importer: Importer::Scattered,
+            policy: &Policy::new(rules.iter().map(|rule| rule.parse().expect("a rule")).collect()),
+            own: &OwnBuffers::default(),
+        };
+        let start = mapping.host_ptr().addr() as u64 + at;
+        let range = start..start + len as u64;
+        let mut found = None;
+        client
+            .each_mapping(range.clone(), |vma| {
+                found = Memfd.find(&look, &vma, &range);
+                Ok(())
+            })
+            .expect("it is mapped");
+        found.expect("a memfd")
+    }
+
+    fn reason(seals: SealFlag, at: u64, len: usize) -> String {
+        found(seals, at, len, &["memfd:*=allow"])
+            .import
+            .expect_err("this cannot be imported")
+    }
+
+    #[test]
+    fn it_is_copied_as_plain_memory_and_imported_only_where_the_operator_says_so() {
+        let found = found(SealFlag::F_SEAL_SHRINK, 0, 8_192, &[]);
+        assert_eq!(found.what, "memfd frames");
+        assert!(matches!(found.copy, Ok(CopyBy::Memory)));
+        let reason = found.import.expect_err("nobody has allowed it");
+        assert_eq!(reason, "memfd is not imported into scattered queue");
+    }
+
+    #[test]
+    fn what_udmabuf_would_refuse_has_its_reason() {
+        let shrink = SealFlag::F_SEAL_SHRINK;
+        assert_eq!(reason(shrink, 1, 8_192), "it does not begin at a page");
+        assert_eq!(
+            reason(SealFlag::empty(), 0, 8_192),
+            "it can shrink: it is not sealed"
+        );
+        assert_eq!(
+            reason(shrink | SealFlag::F_SEAL_FUTURE_WRITE, 0, 8_192),
+            "it is sealed against writing"
+        );
+        assert!(reason(shrink, 0, 65 << 20).starts_with("udmabuf takes "));
+    }
+
+    #[test]
+    fn a_sealed_one_becomes_a_udmabuf_of_whole_pages_where_the_kernel_has_that() {
+        let found = found(SealFlag::F_SEAL_SHRINK, 8_192, 5_001, &["memfd:*=allow"]);
+        match found.import {
+            Ok(import) => assert_eq!((import.size, import.offset), (8_192, 0)),
+            Err(reason) => assert!(
+                File::open("/dev/udmabuf").is_err() && reason.starts_with("no udmabuf: "),
+                "{reason}"
+            ),
+        }
+    }
 }

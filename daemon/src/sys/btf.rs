@@ -2,9 +2,8 @@
 //! where fields lie. Only what [`super::vma_object`] asks.
 
 /// The bytes of a BTF blob, cut into types and names.
-#[derive(Debug)]
 pub struct Btf<'a> {
-    types: &'a [u8],
+    types: Vec<Type<'a>>,
     strings: &'a [u8],
 }
 
@@ -26,6 +25,32 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.try_into().ok()?))
 }
 
+fn types(types: &[u8]) -> impl Iterator<Item = Type<'_>> {
+    let mut at = 0;
+    // 0 is `void`.
+    (1..).map_while(move |id| {
+        let info = word(types, at + 4)?;
+        let count = usize::try_from(info & 0xffff).ok()?;
+        let kind = info >> 24 & 0x1f;
+        let behind = match kind {
+            1 | 14 | 17 => 4,
+            3 => 12,
+            STRUCT | UNION | 15 | 19 => count * 12,
+            6 | 13 => count * 8,
+            _ => 0,
+        };
+        let found = Type {
+            id,
+            name: word(types, at)?,
+            kind,
+            has_bitfields: info >> 31 == 1,
+            members: types.get(at + 12..at + 12 + behind)?,
+        };
+        at += 12 + behind;
+        Some(found)
+    })
+}
+
 impl<'a> Btf<'a> {
     /// `None` for what is no BTF of this machine's byte order.
     pub fn parse(blob: &'a [u8]) -> Option<Self> {
@@ -40,7 +65,7 @@ impl<'a> Btf<'a> {
             blob.get(start..start.checked_add(len)?)
         };
         Some(Self {
-            types: part(at(8)?, at(12)?)?,
+            types: types(part(at(8)?, at(12)?)?).collect(),
             strings: part(at(16)?, at(20)?)?,
         })
     }
@@ -52,36 +77,9 @@ impl<'a> Btf<'a> {
             .is_some_and(|rest| rest.first() == Some(&0))
     }
 
-    fn types(&self) -> impl Iterator<Item = Type<'a>> {
-        let types = self.types;
-        let mut at = 0;
-        // 0 is `void`.
-        (1..).map_while(move |id| {
-            let info = word(types, at + 4)?;
-            let count = usize::try_from(info & 0xffff).ok()?;
-            let kind = info >> 24 & 0x1f;
-            let behind = match kind {
-                1 | 14 | 17 => 4,
-                3 => 12,
-                STRUCT | UNION | 15 | 19 => count * 12,
-                6 | 13 => count * 8,
-                _ => 0,
-            };
-            let found = Type {
-                id,
-                name: word(types, at)?,
-                kind,
-                has_bitfields: info >> 31 == 1,
-                members: types.get(at + 12..at + 12 + behind)?,
-            };
-            at += 12 + behind;
-            Some(found)
-        })
-    }
-
     /// The number of a function.
     pub fn function(&self, name: &str) -> Option<u32> {
-        let mut types = self.types();
+        let mut types = self.types.iter();
         types
             .find(|each| each.kind == FUNC && self.is_named(each.name, name))
             .map(|each| each.id)
@@ -89,14 +87,14 @@ impl<'a> Btf<'a> {
 
     /// Where the field lies in the struct, in bytes; also within structs and unions without a name.
     pub fn field(&self, of_struct: &str, field: &str) -> Option<u16> {
-        let all: Vec<Type<'_>> = self.types().collect();
-        let found = all
+        let found = self
+            .types
             .iter()
             .find(|each| each.kind == STRUCT && self.is_named(each.name, of_struct))?;
-        u16::try_from(self.bit_in(&all, found, field, 0)? / 8).ok()
+        u16::try_from(self.bit_in(found, field, 0)? / 8).ok()
     }
 
-    fn bit_in(&self, all: &[Type<'_>], of: &Type<'_>, field: &str, depth: u32) -> Option<u32> {
+    fn bit_in(&self, of: &Type<'_>, field: &str, depth: u32) -> Option<u32> {
         // The kernel's structs nest a few times; a blob that nests for ever is none of the kernel's.
         if depth > 16 || !matches!(of.kind, STRUCT | UNION) {
             return None;
@@ -114,8 +112,8 @@ impl<'a> Btf<'a> {
             if name != 0 && !self.is_named(name, "") {
                 return None;
             }
-            let inner = all.get(usize::try_from(of_type).ok()?.checked_sub(1)?)?;
-            Some(offset + self.bit_in(all, inner, field, depth + 1)?)
+            let inner = self.types.get(usize::try_from(of_type).ok()?.checked_sub(1)?)?;
+            Some(offset + self.bit_in(inner, field, depth + 1)?)
         })
     }
 }

@@ -206,18 +206,69 @@ pub fn object_at(tid: Pid, client_addr: u64) -> io::Result<Option<u64>> {
             flags: 0,
         },
     )?;
-    let mut bytes = Vec::new();
-    File::from(iterator).read_to_end(&mut bytes)?;
-    let mut mappings = bytes.as_chunks::<24>().0.iter().map(|mapping| {
-        let word = |at: usize| {
-            let mut word = [0; 8];
-            word.copy_from_slice(&mapping[at..at + 8]);
-            u64::from_ne_bytes(word)
+    find(&mut File::from(iterator), client_addr)
+}
+
+/// What the kernel gives at once (bpf_iter.c, `bpf_seq_read`).
+const BATCH: usize = 8 * 4096;
+
+/// A process has at most 65530 mappings by default; who has allowed it more must not keep us for ever.
+const MAX_BATCHES: usize = 1 << 10;
+
+/// Mappings come in the order of their addresses. What comes after the last is not the end of the file: of one task
+/// the kernel tells the last ones again and again (task_iter.c, `task_vma_seq_get_next`). So a batch that is not full
+/// is the last.
+fn find(iterator: &mut impl Read, client_addr: u64) -> io::Result<Option<u64>> {
+    let mut batch = vec![0; BATCH];
+    for _ in 0..MAX_BATCHES {
+        let count = match iterator.read(&mut batch) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            count => count?,
         };
-        (word(0)..word(8), word(16))
-    });
-    let found = mappings.find(|(range, _)| range.contains(&client_addr));
-    Ok(found.map(|(_, object)| object).filter(|object| *object != 0))
+        for mapping in batch[..count].as_chunks::<24>().0 {
+            let word = |at: usize| {
+                let mut word = [0; 8];
+                word.copy_from_slice(&mapping[at..at + 8]);
+                u64::from_ne_bytes(word)
+            };
+            if client_addr < word(8) {
+                return Ok((word(0) <= client_addr && word(16) != 0).then(|| word(16)));
+            }
+        }
+        if count + 24 < BATCH {
+            break;
+        }
+    }
+    Ok(None)
 }
 
 const _: () = assert!(size_of::<LoadProgram>() == 112 && size_of::<CreateLink>() == 32);
+
+#[cfg(test)]
+mod tests {
+    use super::find;
+
+    fn mapping(start: u64, end: u64, object: u64) -> Vec<u8> {
+        [start, end, object]
+            .iter()
+            .flat_map(|word| word.to_ne_bytes())
+            .collect()
+    }
+
+    #[test]
+    fn the_mapping_at_an_address_is_found_and_a_hole_and_no_object_are_none() {
+        let told = [mapping(10, 20, 7), mapping(30, 40, 0), mapping(40, 50, 8)].concat();
+        let found = |addr| find(&mut told.as_slice(), addr).expect("bytes");
+        assert_eq!(
+            (found(9), found(10), found(19), found(20)),
+            (None, Some(7), Some(7), None)
+        );
+        assert_eq!((found(30), found(40), found(50)), (None, Some(8), None));
+    }
+
+    #[test]
+    fn what_is_told_again_and_again_ends_nevertheless() {
+        let mut endless = std::io::repeat(0);
+        assert_eq!(find(&mut endless, 1).expect("bytes"), None);
+    }
+}

@@ -21,7 +21,6 @@ pub const HUGE: usize = 2 << 20;
 pub enum Rights {
     ReadWrite,
     ReadOnly,
-    WriteOnly,
     None,
 }
 
@@ -30,7 +29,6 @@ impl Rights {
         match self {
             Self::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
             Self::ReadOnly => libc::PROT_READ,
-            Self::WriteOnly => libc::PROT_WRITE,
             Self::None => libc::PROT_NONE,
         }
     }

@@ -56,13 +56,27 @@ impl DmaBuf {
 
     /// At least `len` bytes of the system heap.
     pub fn from_heap(len: usize) -> anyhow::Result<Self> {
+        Self::from_heap_for(len, libc::O_RDWR)
+    }
+
+    /// The same, by a fd that gives no right to write.
+    pub fn from_heap_for_reading(len: usize) -> anyhow::Result<Self> {
+        Self::from_heap_for(len, libc::O_RDONLY)
+    }
+
+    fn from_heap_for(len: usize, access: i32) -> anyhow::Result<Self> {
         let heap = File::open("/dev/dma_heap/system").context("the system heap")?;
         // struct dma_heap_allocation_data: u64 len, u32 fd, u32 fd_flags, u64 heap_flags
-        let flags = u64::from((libc::O_RDWR | libc::O_CLOEXEC).cast_unsigned());
+        let flags = u64::from((access | libc::O_CLOEXEC).cast_unsigned());
         let mut request = [len.next_multiple_of(super::PAGE) as u64, flags << 32, 0];
         ioctl(heap, DMA_HEAP_IOCTL_ALLOC, &mut request).context("DMA_HEAP_IOCTL_ALLOC")?;
         // The low half of the second word; not negative.
         Self::new(owned(i32::try_from(request[1] & 0xffff_ffff)?)?)
+    }
+
+    /// Its fd.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
     }
 
     /// `VIDIOC_EXPBUF` of a capture buffer of this file.

@@ -3,6 +3,7 @@
 mod budget;
 mod capture;
 mod cases;
+mod cheats;
 mod compliance;
 mod controls;
 #[cfg(target_arch = "x86_64")]
@@ -21,6 +22,8 @@ mod m2m;
 mod memory;
 mod nodes;
 mod observe;
+mod over_time;
+mod pinning;
 mod programs;
 mod programs32;
 mod random;
@@ -79,7 +82,13 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             faults::TESTS,
             kernel_log::TESTS,
         ],
-        Set::Memory => &[resolve_matrix::TESTS, kernel_log::TESTS],
+        Set::Memory => &[
+            resolve_matrix::TESTS,
+            cheats::TESTS,
+            over_time::TESTS,
+            pinning::TESTS,
+            kernel_log::TESTS,
+        ],
         Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],
     };
     topics.concat()

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use nix::errno::Errno;
 use vidcompat_proto::abi::v4l2::{V4l2Buffer, V4l2RequestBuffers, buf_flag, buf_type};
 
@@ -13,8 +13,9 @@ use crate::nodes::named;
 use crate::picture::Picture;
 use crate::report::figure;
 use crate::setup::{CONTIG, Test, VMALLOC, both_real, is_6_1};
+use crate::status;
 use crate::sys::{self, PAGE, Pages};
-use crate::video::{Node, Video, command, memory, ours, real};
+use crate::video::{Node, Side, Video, command, memory, ours, real};
 
 /// For the set with everything.
 pub const TESTS: &[(&str, Test)] = &[
@@ -38,7 +39,7 @@ pub const BOCHS: &[(&str, Test)] = &[("resolve_matrix::a_frame_arrives_in_the_me
 
 /// What becomes of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum How {
+pub(super) enum How {
     /// Its bytes are right; how that came about is not looked at (real nodes).
     Served,
     /// Its bytes are right: the device has it, without a copy.
@@ -214,7 +215,7 @@ impl Row {
             (Some(memory), Some(expected)) => Ok(Some((memory, expected))),
             (None, None) => Ok(None),
             (made, _) => {
-                anyhow::bail!(
+                bail!(
                     "{}: this kernel has it: {}, unlike expected",
                     self.kind,
                     made.is_some()
@@ -224,13 +225,8 @@ impl Row {
     }
 }
 
-/// How ours serves the buffer that has just come back.
-fn served(_node: Node, _index: u32) -> anyhow::Result<Option<How>> {
-    Ok(None)
-}
-
 /// One frame into this memory: what became of it. An error is what must be nowhere.
-fn frame_into(node: Node, memory: &Memory, picture: &[u8]) -> anyhow::Result<How> {
+fn frame_into(node: Node, memory: &Memory, picture: &[u8]) -> anyhow::Result<(How, String)> {
     let video = node.open()?;
     video.reqbufs(2)?;
     memory.clear()?;
@@ -238,7 +234,7 @@ fn frame_into(node: Node, memory: &Memory, picture: &[u8]) -> anyhow::Result<How
     match video.qbuf(0, memory.pointer(), size) {
         Err(Errno::EFAULT) => {
             memory.is_clear()?;
-            return Ok(Fault);
+            return Ok((Fault, String::new()));
         }
         queued => queued.context("QBUF")?,
     };
@@ -254,23 +250,41 @@ fn frame_into(node: Node, memory: &Memory, picture: &[u8]) -> anyhow::Result<How
         memory.clear()?;
         video.qbuf(0, memory.pointer(), size).context("QBUF once more")?;
     }
-    let how = match node {
-        _ if node == real(node.number) || both_real() => Some(Served),
-        _ => served(node, 0)?,
-    };
+    let how = how_on(node, "video capture")?;
     video.dqbuf().context("DQBUF")?;
     memory.holds(picture)?;
     video.streamoff()?;
-    Ok(how.unwrap_or(Served))
+    Ok(how)
+}
+
+/// Of a real node it is not known.
+fn how_on(node: Node, buf_type: &str) -> anyhow::Result<(How, String)> {
+    if node.side == Side::Real || both_real() {
+        return Ok((Served, String::new()));
+    }
+    let plane = status::of_buffer(node, buf_type)?;
+    let (how, counted, not_counted) = match plane.how {
+        status::How::Imported => (Imported, "imported", "copied"),
+        status::How::Copied => (Copied, "copied", "imported"),
+    };
+    ensure!(
+        plane.counter(counted) > 0 && plane.counter(not_counted) == 0,
+        "it is said to be {counted}, but counted otherwise: {plane:?}"
+    );
+    Ok((how, plane.told))
 }
 
 /// `outcome` for the table, and what is wrong with it for the list.
-fn judge(what: &str, outcome: anyhow::Result<How>, expected: How, failures: &mut Vec<String>) -> String {
+fn judge(
+    what: &str,
+    outcome: anyhow::Result<(How, String)>,
+    expected: How,
+    failures: &mut Vec<String>,
+) -> String {
     match outcome {
-        // How it is served is known of ours only.
-        Ok(how) if how == expected || (how == Served && expected != Fault) => how.to_string(),
-        Ok(how) => {
-            failures.push(format!("{what}: {how}, expected {expected}"));
+        Ok((how, _)) if how == expected || (both_real() && how == Served) => how.to_string(),
+        Ok((how, told)) => {
+            failures.push(format!("{what}: {how} ({told}), expected {expected}"));
             how.to_string()
         }
         Err(error) => {
@@ -280,12 +294,13 @@ fn judge(what: &str, outcome: anyhow::Result<How>, expected: How, failures: &mut
     }
 }
 
-fn fail_with(failures: &[String]) -> anyhow::Result<()> {
+/// Fails if there are any, and shows the first.
+pub(super) fn fail_with(failures: &[String]) -> anyhow::Result<()> {
     ensure!(
         failures.is_empty(),
         "{} are wrong:\n  {}",
         failures.len(),
-        failures.join("\n  ")
+        failures[..failures.len().min(40)].join("\n  ")
     );
     Ok(())
 }
@@ -375,7 +390,7 @@ fn set_up(node: Node) -> anyhow::Result<Video> {
 }
 
 /// One picture from this memory through vim2m: what came out of it, or EFAULT.
-fn frame_from(node: Node, memory: &Memory) -> anyhow::Result<Option<Vec<u8>>> {
+pub(super) fn frame_from(node: Node, memory: &Memory) -> anyhow::Result<Option<(Vec<u8>, How, String)>> {
     let video = set_up(node)?;
     let size = u32::try_from(memory.size)?;
     let converted = Pages::new(memory.size)?;
@@ -397,7 +412,8 @@ fn frame_from(node: Node, memory: &Memory) -> anyhow::Result<Option<Vec<u8>>> {
             && given_back.m == memory.pointer(),
         "{done:?}, {given_back:?}"
     );
-    Ok(Some(converted.read(0, memory.size)?))
+    let (how, told) = how_on(node, "video output")?;
+    Ok(Some((converted.read(0, memory.size)?, how, told)))
 }
 
 fn output() -> anyhow::Result<()> {
@@ -410,7 +426,7 @@ fn output() -> anyhow::Result<()> {
         .collect();
     let plain = kinds::anonymous(size, 0)?.context("anonymous memory")?;
     plain.fill(&source)?;
-    let right = frame_from(real(number), &plain)?.context("EFAULT of plain memory")?;
+    let (right, ..) = frame_from(real(number), &plain)?.context("EFAULT of plain memory")?;
     ensure!(
         right.iter().any(|byte| *byte != right[0]),
         "vim2m made nothing of the picture"
@@ -433,11 +449,11 @@ fn output() -> anyhow::Result<()> {
             let outcome = frame_from(node, &memory).and_then(|came| {
                 memory.holds(&source).context("the source")?;
                 match came {
-                    None => Ok(Fault),
-                    Some(bytes) => {
+                    None => Ok((Fault, String::new())),
+                    Some((bytes, how, told)) => {
                         let differing = bytes.iter().zip(&right).position(|(a, b)| a != b);
                         ensure!(differing.is_none(), "differs from byte {differing:?} on");
-                        Ok(Served)
+                        Ok((how, told))
                     }
                 }
             });
