@@ -167,9 +167,10 @@ pub fn run_test(name: &str, test: Test) -> anyhow::Result<()> {
     drop(daemon::take_log());
     let begin = Instant::now();
     let watchdog = Watchdog::start(Duration::from_secs(if is_long() { 1800 } else { 150 }));
-    let outcome = test()
-        .and_then(|()| devices_are_free())
-        .and_then(|()| daemon::check_shared());
+    let outcome = test().and_then(|()| devices_are_free());
+    // Whatever went wrong: the next test must have a daemon.
+    let lives = daemon::check_shared();
+    let outcome = outcome.and(lives);
     let barked = watchdog.end();
     if begin.elapsed() > Duration::from_secs(15) {
         figure(format!("{name}: took {} s", begin.elapsed().as_secs()));
