@@ -1,10 +1,12 @@
 //! The command line of vidcompatd, and the log that it asks for.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
 use tracing_subscriber::EnvFilter;
+
+use crate::resolve::Rule;
 
 /// Serves V4L2 nodes to programs that use USERPTR.
 #[derive(Clone, Debug, Parser)]
@@ -23,6 +25,18 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory_total: Option<u64>,
 
+    /// Allows or forbids the import of an exporter's dma-bufs into a kind of queue, e.g. `virtio_gpu:vmalloc=forbid`:
+    /// EXPORTER:QUEUE=allow or =forbid, where QUEUE is vmalloc, contiguous, scattered, unknown or *, and EXPORTER is
+    /// the exp_name of a dma-buf's fdinfo, `memfd`, or *. May be given several times; the last rule that fits counts.
+    /// What is not imported is copied.
+    #[arg(long = "import", value_name = "RULE")]
+    pub imports: Vec<Rule>,
+
+    /// Where `vidcompat status` asks: a unix socket for root, or `none`. Where another vidcompatd has it already, this
+    /// one goes on without.
+    #[arg(long, value_name = "PATH", default_value = crate::observe::CONTROL)]
+    pub control: PathBuf,
+
     /// How log lines look. What is logged is chosen by the environment variable VIDCOMPAT_LOG (tracing's filter
     /// syntax, e.g. `debug`).
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
@@ -39,7 +53,7 @@ pub enum LogFormat {
 }
 
 /// A size in bytes, with K, M or G for the binary multiples.
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.strip_suffix(['K', 'k']) {
         Some(digits) => (digits, 10),
         None => match text.strip_suffix(['M', 'm']) {
@@ -59,6 +73,12 @@ fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 impl Options {
+    /// Where the control socket is to be, if there is to be one.
+    #[must_use]
+    pub fn control(&self) -> Option<&Path> {
+        Some(&*self.control).filter(|path| *path != Path::new("none"))
+    }
+
     /// The bound for all clients: as given, or a quarter of `/proc/meminfo`'s MemTotal.
     #[must_use]
     pub fn memory_total(&self) -> u64 {
@@ -104,6 +124,37 @@ mod tests {
         for nonsense in ["", "M", "-1", "1.5G", "99999999999G"] {
             assert!(parse_size(nonsense).is_err(), "{nonsense}");
         }
+    }
+
+    #[test]
+    fn import_rules_are_read_in_their_order_and_nonsense_is_refused_with_the_reason() {
+        let parse = |rules: &[&str]| {
+            let rules = rules.iter().flat_map(|rule| ["--import", rule]);
+            Options::try_parse_from(["vidcompatd", "--device", "/dev/video0"].into_iter().chain(rules))
+        };
+        let options = parse(&["system:*=forbid", "system:vmalloc=allow"]).expect("two rules");
+        let rules = ["system:*=forbid", "system:vmalloc=allow"].map(|rule| rule.parse().expect("a rule"));
+        assert_eq!(options.imports, rules);
+        for (rule, reason) in [
+            ("system", "no rule such as"),
+            ("system:cma=allow", "none of vmalloc"),
+            ("drm:vmalloc=allow", "kernel bug"),
+        ] {
+            let error = parse(&[rule]).expect_err(rule).to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_control_socket_has_a_place_and_can_be_left_out() {
+        let control = |more: &[&str]| {
+            let args = ["vidcompatd", "--device", "/dev/video0"].iter().chain(more);
+            let options = Options::try_parse_from(args).expect("options");
+            options.control().map(|path| path.display().to_string())
+        };
+        assert_eq!(control(&[]).as_deref(), Some("/run/vidcompat/control.sock"));
+        assert_eq!(control(&["--control", "/run/a"]).as_deref(), Some("/run/a"));
+        assert_eq!(control(&["--control", "none"]), None);
     }
 
     #[test]

@@ -16,6 +16,10 @@ use crate::cuse::{Channel, InitError, initialize, serve};
 use crate::devices::{SideNode, SideNodeError};
 use crate::frontend::video::VideoNode;
 use crate::memory::{Budget, Heap};
+use crate::observe::claim::Claim;
+use crate::observe::control::Control;
+use crate::observe::model;
+use crate::resolve::{OwnBuffers, Policy};
 use crate::session::{Device, DeviceOptions};
 use crate::sys;
 
@@ -77,12 +81,15 @@ pub fn run(options: &Options) -> Result<(), ServiceError> {
         let device_options = DeviceOptions {
             heap: heap(),
             budget: Budget::new(options.memory_total(), options.memory_per_client),
+            policy: Arc::new(Policy::new(options.imports.clone())),
+            own: Arc::new(OwnBuffers::default()),
         };
         // The real nodes first: what is wrong with one is said before anything was changed.
         let nodes = SideNode::of_all(&options.devices)?;
         let mut served = Vec::new();
         let outcome = match start_all(nodes, &device_options, &report_end, &mut served) {
             Ok(()) => {
+                let _control = options.control().and_then(|path| control(path, &served));
                 announce(&served);
                 tokio::select! {
                     _ = terminate.recv() => Ok(()),
@@ -182,6 +189,45 @@ fn device_runtime() -> io::Result<(Handle, oneshot::Sender<()>)> {
             runtime.shutdown_background();
         })?;
     Ok((handle, sender))
+}
+
+/// The control socket. The devices matter more: without one they are served all the same.
+fn control(path: &Path, served: &[Served]) -> Option<Control> {
+    let fronts: Vec<_> = served
+        .iter()
+        .map(|Served { node, front, .. }| {
+            let device = model::Device {
+                real: node.real().display().to_string(),
+                node: node.path().display().to_string(),
+                driver: node.names().0.to_owned(),
+                card: node.names().1.to_owned(),
+                ..model::Device::default()
+            };
+            (device, Arc::clone(front))
+        })
+        .collect();
+    let source = move || model::Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        devices: fronts
+            .iter()
+            .map(|(device, front)| model::Device {
+                files: front.files(),
+                ..device.clone()
+            })
+            .collect(),
+    };
+    let claimed = Claim::new(path).map_err(|error| error.to_string());
+    let started = claimed.and_then(|claim| {
+        Control::start(claim, Arc::new(source)).map_err(|error| format!("{} fails ({error})", path.display()))
+    });
+    started
+        .inspect_err(|reason| {
+            tracing::warn!(
+                "`vidcompat status` cannot ask this daemon: {reason}; --control gives it a socket of its own"
+            );
+        })
+        .ok()
 }
 
 fn announce(served: &[Served]) {

@@ -202,7 +202,12 @@ pub fn with_shared<T>(act: impl FnOnce(&mut Daemon) -> anyhow::Result<T>) -> any
     let mut shared = lock(&SHARED);
     if shared.is_none() {
         let devices = match Set::here()? {
-            Set::Cameras => vec![video::real(VMALLOC).path(), video::real(CONTIG).path()],
+            Set::Cameras | Set::Bochs => vec![video::real(VMALLOC).path(), video::real(CONTIG).path()],
+            Set::Memory => vec![
+                video::real(VMALLOC).path(),
+                video::real(CONTIG).path(),
+                nodes::named("vim2m")?.real(),
+            ],
             Set::Kinds | Set::M2m => nodes::all()?.iter().map(nodes::Found::real).collect(),
         };
         let devices: Vec<String> = devices

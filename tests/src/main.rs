@@ -6,11 +6,14 @@
 
 mod client;
 mod daemon;
+mod helper;
+mod kinds;
 mod modules;
 mod nodes;
 mod picture;
 mod report;
 mod setup;
+mod status;
 mod sys;
 mod topics;
 mod video;
@@ -20,6 +23,9 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
+    if let Some(ended) = helper::run() {
+        return ended;
+    }
     let mut arguments = Arguments::from_args();
     // The tests share a daemon and devices, and some replace them.
     arguments.test_threads = Some(1);

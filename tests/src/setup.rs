@@ -13,6 +13,7 @@ use vidcompat_proto::abi::v4l2::V4l2RequestBuffers;
 
 use crate::client::{self, AT_ONCE};
 use crate::daemon;
+use crate::kinds;
 use crate::nodes::{self, Kind};
 use crate::report::figure;
 use crate::video::{command, memory, real};
@@ -32,6 +33,12 @@ pub enum Set {
     /// vim2m, vicodec, two v4l2loopback nodes (the second one says OUTPUT until somebody writes), and a vivid with a
     /// webcam and an output.
     M2m,
+    /// Every kind of memory that a pointer may lie in: two plain webcams that take it ([`VMALLOC`], [`CONTIG`]), two whose
+    /// buffers it may be ([`EXPORTER`], [`CONTIG_EXPORTER`]), vim2m; the framebuffers of vesafb, vfb and virtio-gpu, whose
+    /// DRM node it also may be; and a PCI device that is all memory and has no driver.
+    Memory,
+    /// The same two webcams and bochs, which takes the graphics card over from vesafb.
+    Bochs,
 }
 
 impl Set {
@@ -41,6 +48,8 @@ impl Set {
             Err(_) | Ok("cameras") => Ok(Self::Cameras),
             Ok("kinds") => Ok(Self::Kinds),
             Ok("m2m") => Ok(Self::M2m),
+            Ok("memory") => Ok(Self::Memory),
+            Ok("bochs") => Ok(Self::Bochs),
             Ok(other) => bail!("there is no device set `{other}`"),
         }
     }
@@ -54,6 +63,11 @@ pub const CONTIG: u32 = 1;
 pub const SPARE: u32 = 2;
 /// Vivid with an HDMI input, for daemons that a test starts itself.
 pub const HDMI: u32 = 3;
+
+/// In [`Set::Memory`] vivids whose buffers other devices are given: larger than a frame of these.
+pub const EXPORTER: u32 = 2;
+/// The same with dma-contig.
+pub const CONTIG_EXPORTER: u32 = 3;
 
 /// Is this the long run?
 pub fn is_long() -> bool {
@@ -102,30 +116,49 @@ pub fn devices() -> anyhow::Result<()> {
             nodes::vivid(0, Kind::VideoOutput)?;
             nodes::vivid(0, Kind::VideoCapture).map(drop)
         }
+        Set::Memory => {
+            for (number, size) in [
+                (VMALLOC, SMALL),
+                (CONTIG, SMALL),
+                (EXPORTER, LARGE),
+                (CONTIG_EXPORTER, LARGE),
+            ] {
+                camera(number, size)?;
+            }
+            nodes::named("vim2m")?;
+            kinds::prepare(&["VESA VGA", "Virtual FB", "virtio_gpudrmfb"])
+        }
+        Set::Bochs => {
+            camera(VMALLOC, SMALL)?;
+            camera(CONTIG, SMALL)?;
+            kinds::prepare(&["bochs-drmdrmfb"])
+        }
     }
     .with_context(|| format!("device set {set:?}: the suite runs inside a guest: tests/guest-tests"))
 }
 
-/// Gives them a small, fast, unchanging picture.
+/// Width and height of the pictures.
+const SMALL: (usize, usize) = (320, 180);
+const LARGE: (usize, usize) = (640, 360);
+
 fn cameras() -> anyhow::Result<()> {
-    for number in [VMALLOC, CONTIG, SPARE] {
-        let path = real(number).to_string();
-        let format = [
-            "-d",
-            &path,
-            "-v",
-            "width=320,height=180,pixelformat=YUYV",
-            "-p",
-            "120",
-        ];
-        client::run("v4l2-ctl", &format, 4 * AT_ONCE)?;
-        // No text, no clock; nothing moves unless a test asks for it.
-        client::run("v4l2-ctl", &["-d", &path, "-c", "osd_text_mode=2"], 4 * AT_ONCE)?;
-        ensure!(
-            real(number).open()?.sizeimage()? == 320 * 180 * 2,
-            "{path} did not take the format"
-        );
-    }
+    [VMALLOC, CONTIG, SPARE]
+        .into_iter()
+        .try_for_each(|number| camera(number, SMALL))
+}
+
+/// Gives a webcam a small, fast, unchanging picture.
+fn camera(number: u32, (width, height): (usize, usize)) -> anyhow::Result<()> {
+    let path = real(number).to_string();
+    let format = format!("width={width},height={height},pixelformat=YUYV");
+    let format = ["-d", &path, "-v", &format, "-p", "120"];
+    client::run("v4l2-ctl", &format, 4 * AT_ONCE)?;
+    // No text, no clock; nothing moves unless a test asks for it.
+    client::run("v4l2-ctl", &["-d", &path, "-c", "osd_text_mode=2"], 4 * AT_ONCE)?;
+    ensure!(
+        real(number).open()?.sizeimage()? as usize == width * height * 2,
+        "{path} did not take the format"
+    );
     Ok(())
 }
 

@@ -1,13 +1,14 @@
 //! System calls that no safe crate has: ioctl with any command, and memory of our own to give to drivers.
 //!
-//! The only module with `unsafe`, together with its part `dma_buf`. A driver (or the daemon) writes to the memory of
+//! The only module with `unsafe`, together with its parts `area` and `dma_buf`. A driver (or the daemon) writes to the memory of
 //! USERPTR buffers long after the ioctl that named it, so such memory is always [`Pages`]: mapped here, never behind a
 //! Rust reference, and read and written through `/proc/self/mem`, where a hole is an error and not a signal.
 
+mod area;
 mod dma_buf;
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -16,6 +17,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigHandler, Signal};
 use zerocopy::{FromBytes, IntoBytes};
 
+pub use area::{Area, HUGE, Rights, Source};
 pub use dma_buf::DmaBuf;
 
 /// Size of a page here.
@@ -121,6 +123,30 @@ fn map(hint: usize, len: usize, flags: i32, fd: i32) -> Result<usize, Errno> {
 fn unmap(address: usize, len: usize) {
     // SAFETY: only ever called with (parts of) mappings of this module, to which there are no references.
     unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(address), len) };
+}
+
+/// A number of an fd that means one file after the other.
+#[derive(Debug)]
+pub struct Slot(OwnedFd);
+
+impl AsFd for Slot {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Slot {
+    /// A new number, for this file.
+    pub fn new(file: BorrowedFd<'_>) -> std::io::Result<Self> {
+        file.try_clone_to_owned().map(Self)
+    }
+
+    /// Makes it another file's, in one step.
+    pub fn put(&self, file: &impl AsFd) -> Result<(), Errno> {
+        let (from, to) = (file.as_fd().as_raw_fd(), self.0.as_raw_fd());
+        // SAFETY: the number is ours, and stays an open fd; what it means matters to nobody but the tests.
+        Errno::result(unsafe { libc::dup3(from, to, libc::O_CLOEXEC) }).map(drop)
+    }
 }
 
 /// Lets SIGINT and SIGQUIT end our children again: a shell that starts something in the background has them ignored.

@@ -5,14 +5,15 @@
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
-use v4l2r::ioctl::{Capability, QueryCapError};
+use v4l2r::QueueType;
+use v4l2r::ioctl::{Capability, ExpbufError, ExpbufFlags, QueryCapError};
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::controls::{CONTROL_ID_MASK, V4l2ExtControl, V4l2QueryExtCtrl};
 use vidcompat_proto::abi::v4l2::{
@@ -243,6 +244,17 @@ impl RealNode {
     /// The descriptor, for a [`super::Watch`]; the node is closed when both are gone.
     pub fn descriptor(&self) -> Arc<File> {
         Arc::clone(&self.file)
+    }
+
+    /// `VIDIOC_EXPBUF`: a plane of an MMAP buffer as a dma-buf, to be read and written.
+    ///
+    /// # Errors
+    /// What the driver says; `EINVAL` for a type of buffers that is none.
+    pub fn export(&self, buf_type: u32, index: u32, plane: usize) -> io::Result<OwnedFd> {
+        let queue = QueueType::n(buf_type).ok_or(io::ErrorKind::InvalidInput)?;
+        let flags = ExpbufFlags::RDWR | ExpbufFlags::CLOEXEC;
+        v4l2r::ioctl::expbuf(&*self.file, queue, index as usize, plane, flags)
+            .map_err(|ExpbufError::IoctlError(errno)| errno.into())
     }
 
     /// Maps a plane of an MMAP buffer for what `cpu` says: `offset` and `len` are what QUERYBUF says.

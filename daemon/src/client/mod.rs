@@ -7,6 +7,7 @@
 
 mod blocking;
 mod maps;
+mod objects;
 mod privilege;
 
 use std::fs::File;
@@ -22,6 +23,7 @@ use vidcompat_proto::queue::ClientKey;
 use crate::sys::{self, Mapping, MemoryFault, RemoteMemory, Vma};
 
 pub use blocking::{CallShape, FileFlags};
+pub use objects::{field, offset_of_start, own_fdinfo};
 pub use privilege::is_admin;
 
 /// One process with one address space.
@@ -33,6 +35,8 @@ pub struct Client {
     memory: RemoteMemory,
     /// `/proc/PID/maps`, of the same address space.
     maps: File,
+    /// `/proc/PID/pagemap`, of the same address space.
+    pagemap: File,
 }
 
 /// A client and the thread of it that is blocked in a request.
@@ -85,6 +89,12 @@ impl BlockedThread {
     /// [`MemoryFault::Fault`] for device memory, and for what is not mapped.
     pub fn touch(&self, client_addr: u64) -> Result<(), MemoryFault> {
         sys::read_byte(self.tid, client_addr).map(drop)
+    }
+
+    /// Number of the page frame behind `client_addr`; `None` where there is no page, or the kernel does not tell.
+    #[must_use]
+    pub fn frame(&self, client_addr: u64) -> Option<u64> {
+        sys::frame_of(&self.client.pagemap, client_addr)
     }
 
     /// The thread.
@@ -181,6 +191,7 @@ impl Client {
             pidfd,
             memory: RemoteMemory::open(tid)?,
             maps: File::open(format!("/proc/{tid}/maps"))?,
+            pagemap: File::open(format!("/proc/{tid}/pagemap"))?,
         })
     }
 
@@ -199,38 +210,40 @@ impl Client {
         sys::poll(self.pidfd.as_fd(), PollFlags::POLLIN).is_empty() && self.memory.is_alive()
     }
 
-    /// Writes the first `len` bytes of `source` to `client_addr`: with one copy through `caller` where that is a
-    /// thread of this client that is blocked in a request until this returns, else through the held address space.
+    /// Writes `len` bytes of `source`, from its byte `from` on, to `client_addr`: with one copy through `caller` where that
+    /// is a thread of this client that is blocked in a request until this returns, else through the held address space.
     ///
     /// # Errors
     /// See [`MemoryFault`]; nothing was written to any *other* address space.
     pub fn write(
         &self,
         source: &Mapping,
+        from: usize,
         len: usize,
         client_addr: u64,
         caller: Option<&BlockedThread>,
     ) -> Result<(), MemoryFault> {
         match caller.filter(|caller| caller.client.key == self.key) {
-            Some(caller) => sys::write_from(source, len, caller.tid, client_addr),
-            None => self.memory.write(source, len, client_addr),
+            Some(caller) => sys::write_from(source, from, len, caller.tid, client_addr),
+            None => self.memory.write(source, from, len, client_addr),
         }
     }
 
-    /// Copies `len` bytes from `client_addr` to the start of `target`, by the same ways as [`Client::write`].
+    /// Copies `len` bytes from `client_addr` to `target`, from its byte `to` on, by the same ways as [`Client::write`].
     ///
     /// # Errors
     /// See [`MemoryFault`]; a part may have been copied.
     pub fn read(
         &self,
         target: &Mapping,
+        to: usize,
         len: usize,
         client_addr: u64,
         caller: Option<&BlockedThread>,
     ) -> Result<(), MemoryFault> {
         match caller.filter(|caller| caller.client.key == self.key) {
-            Some(caller) => sys::read_into(target, len, caller.tid, client_addr),
-            None => self.memory.read(target, len, client_addr),
+            Some(caller) => sys::read_into(target, to, len, caller.tid, client_addr),
+            None => self.memory.read(target, to, len, client_addr),
         }
     }
 }
@@ -333,6 +346,17 @@ fn process_of(tid: Pid) -> io::Result<Pid> {
     tgid.and_then(|tgid| tgid.parse().ok())
         .map(Pid::from_raw)
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// The process that thread `tid` belongs to now, and its name: for people, who are told of a moment that has passed.
+pub fn process_and_name(tid: u32) -> Option<(u32, String)> {
+    let tid = i32::try_from(tid).ok().filter(|tid| *tid > 0)?;
+    let process = process_of(Pid::from_raw(tid)).ok()?.as_raw().cast_unsigned();
+    let name = std::fs::read(format!("/proc/{process}/comm")).ok()?;
+    Some((
+        process,
+        String::from_utf8_lossy(name.trim_ascii_end()).into_owned(),
+    ))
 }
 
 #[cfg(test)]

@@ -115,6 +115,8 @@ pub struct SideNode {
     real: PathBuf,
     kind: Kind,
     number: u32,
+    /// Driver and card, as QUERYCAP names them.
+    names: (String, String),
 }
 
 impl SideNode {
@@ -134,8 +136,13 @@ impl SideNode {
         if number >= FIRST_NUMBER {
             return Err(SideNodeError::Number(real));
         }
-        let node = Self { real, kind, number };
-        node.check_device()?;
+        let names = check_device(&real)?;
+        let node = Self {
+            real,
+            kind,
+            number,
+            names,
+        };
         let side = node.path();
         if fs::symlink_metadata(&side).is_ok() {
             return Err(SideNodeError::NameTaken {
@@ -162,17 +169,9 @@ impl SideNode {
         Ok(nodes)
     }
 
-    fn check_device(&self) -> Result<(), SideNodeError> {
-        let not_v4l2 = |source| SideNodeError::NotV4l2 {
-            path: self.real.clone(),
-            source,
-        };
-        let node = RealNode::open(&self.real, libc::O_RDWR).map_err(not_v4l2)?;
-        let capability = node.capability().map_err(not_v4l2)?;
-        tracing::info!(
-            device = %self.real.display(), driver = capability.driver, card = capability.card, "found a device"
-        );
-        Ok(())
+    /// Driver and card, as QUERYCAP names them.
+    pub fn names(&self) -> (&str, &str) {
+        (&self.names.0, &self.names.1)
     }
 
     /// The real node.
@@ -251,6 +250,20 @@ impl SideNode {
     }
 }
 
+/// Driver and card of the node.
+fn check_device(real: &Path) -> Result<(String, String), SideNodeError> {
+    let not_v4l2 = |source| SideNodeError::NotV4l2 {
+        path: real.to_owned(),
+        source,
+    };
+    let node = RealNode::open(real, libc::O_RDWR).map_err(not_v4l2)?;
+    let capability = node.capability().map_err(not_v4l2)?;
+    tracing::info!(
+        device = %real.display(), driver = capability.driver, card = capability.card, "found a device"
+    );
+    Ok((capability.driver, capability.card))
+}
+
 fn kind_and_number(path: &Path) -> Option<(Kind, u32)> {
     if path.parent() != Some(Path::new("/dev")) {
         return None;
@@ -306,7 +319,13 @@ mod tests {
         for kind in KINDS {
             for number in 0..FIRST_NUMBER {
                 let real = format!("/dev/{}{number}", kind.prefix).into();
-                let spec = SideNode { real, kind, number }.spec();
+                let spec = SideNode {
+                    real,
+                    kind,
+                    number,
+                    names: Default::default(),
+                }
+                .spec();
                 assert!(spec.minor > 255 && spec.minor < 1 << 20, "{spec:?}");
                 assert!(minors.insert(spec.minor), "{spec:?}");
                 assert!(names.insert(spec.name));
@@ -316,6 +335,7 @@ mod tests {
             real: "/dev/v4l-touch7".into(),
             kind: KINDS[4],
             number: 7,
+            names: Default::default(),
         };
         assert_eq!(node.path(), Path::new("/dev/v4l-touch71"));
         assert_eq!((node.spec().major, node.spec().minor), (81, 1287));

@@ -1,7 +1,7 @@
 //! A V4L2 node of ours: CUSE requests to sessions, session answers to CUSE replies.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -20,6 +20,7 @@ use crate::cuse::{
     Caller, Channel, ForIoctl, ForRead, ForRelease, ForWrite, Handler, IoctlRequest, Operation, Reply,
     Request, Ticket, Turn,
 };
+use crate::observe::model;
 use crate::session::{Blocking, BoxedWaiter, Device, Requester, Session, Waiter};
 
 /// The front end of one real node.
@@ -32,6 +33,8 @@ pub struct VideoNode {
 struct Open {
     session: Arc<Session>,
     uid: u32,
+    /// The thread that called last; 0 where it cannot be named. For people: by now it may be another's.
+    last_tid: AtomicU32,
 }
 
 /// Files that one user may have open on one node, and all users together: each costs descriptors of ours.
@@ -66,11 +69,39 @@ impl VideoNode {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn session(&self, fh: u64) -> Option<Arc<Session>> {
-        self.sessions().get(&fh).map(|open| Arc::clone(&open.session))
+    fn session(&self, fh: u64, caller: Caller) -> Option<Arc<Session>> {
+        let sessions = self.sessions();
+        let open = sessions.get(&fh)?;
+        open.last_tid.store(caller.tid, Ordering::Relaxed);
+        Some(Arc::clone(&open.session))
     }
 
-    fn open(&self, uid: u32, flags: libc::c_int) -> Result<u64, Errno> {
+    /// What is open, for status, in the order of opening.
+    pub fn files(&self) -> Vec<model::File> {
+        let mut handles: Vec<u64> = self.sessions().keys().copied().collect();
+        handles.sort_unstable();
+        // One after the other: who closes waits for all that hold the session.
+        let file = |fh| {
+            let (tid, session) = {
+                let sessions = self.sessions();
+                let open = sessions.get(&fh)?;
+                (open.last_tid.load(Ordering::Relaxed), Arc::clone(&open.session))
+            };
+            let caller = crate::client::process_and_name(tid);
+            let queues = session.status();
+            Some(model::File {
+                fh,
+                busy: queues.is_none(),
+                queues: queues.unwrap_or_default(),
+                pid: caller.as_ref().map(|(pid, _)| *pid),
+                comm: caller.map(|(_, name)| name),
+            })
+        };
+        handles.into_iter().filter_map(file).collect()
+    }
+
+    fn open(&self, caller: Caller, flags: libc::c_int) -> Result<u64, Errno> {
+        let uid = caller.uid;
         let (all, of_user) = {
             let sessions = self.sessions();
             (
@@ -83,7 +114,12 @@ impl VideoNode {
         }
         let session = Session::open(&self.device, flags)?;
         let fh = self.next_fh.fetch_add(1, Ordering::Relaxed);
-        self.sessions().insert(fh, Open { session, uid });
+        let open = Open {
+            session,
+            uid,
+            last_tid: AtomicU32::new(caller.tid),
+        };
+        self.sessions().insert(fh, open);
         Ok(fh)
     }
 
@@ -112,7 +148,7 @@ impl VideoNode {
         } else {
             ClientAbi::Native
         };
-        let Some(session) = self.session(fh) else {
+        let Some(session) = self.session(fh, caller) else {
             return reply.failed(Errno::ENODEV.raw());
         };
         let taken = Shape::of(command, abi, input).and_then(|(row, shape)| {
@@ -190,7 +226,7 @@ impl Handler for Arc<VideoNode> {
         match operation {
             Operation::Open { flags, reply } => {
                 let opened = if turn.pass() {
-                    self.open(caller.uid, flags.0)
+                    self.open(caller, flags.0)
                 } else {
                     Err(OVERLOADED)
                 };
@@ -215,7 +251,7 @@ impl Handler for Arc<VideoNode> {
                 size,
                 flags,
                 reply,
-            } => match self.session(fh) {
+            } => match self.session(fh, caller) {
                 None => reply.error(FuseErrno::ENODEV),
                 Some(session) => {
                     let waiter = watched(reply);
@@ -233,7 +269,7 @@ impl Handler for Arc<VideoNode> {
                 flags,
                 data,
                 reply,
-            } => match self.session(fh) {
+            } => match self.session(fh, caller) {
                 None => reply.error(FuseErrno::ENODEV),
                 Some(session) => {
                     let waiter = watched(reply);
@@ -251,7 +287,7 @@ impl Handler for Arc<VideoNode> {
                 events,
                 schedule_notify,
                 reply,
-            } => match self.session(fh) {
+            } => match self.session(fh, caller) {
                 Some(session) if turn.pass() => {
                     let channel = Arc::clone(reply.channel());
                     let notify: Option<Box<dyn Fn() + Send>> = if schedule_notify {

@@ -7,7 +7,8 @@ mod budget;
 mod heap;
 mod sync;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use vidcompat_proto::queue::Backing;
 
@@ -22,15 +23,27 @@ pub use sync::CpuAccess;
 pub enum Provider {
     /// A dma-buf of `/dev/dma_heap/system`, imported by the device: cached memory.
     DmaHeap,
-    /// The device's own MMAP buffer, where it imports nothing.
+    /// The device's own MMAP buffer, where it imports nothing that a heap gives.
     Exporter,
+    /// The same memory, exported by the device and imported again: in that queue other dma-bufs can be imported too.
+    Exported,
+}
+
+impl std::fmt::Display for Provider {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Provider::DmaHeap => "dma-heap",
+            Provider::Exporter => "the device's own buffers",
+            Provider::Exported => "the device's own buffers, exported",
+        })
+    }
 }
 
 /// A bounce buffer. It lives as long as anybody holds it: a copy that is under way keeps it past REQBUFS(0).
 #[derive(Debug)]
 pub struct BounceBuffer {
     mapping: Mapping,
-    dma_buf: Option<OwnedFd>,
+    dma_buf: Option<Arc<OwnedFd>>,
     /// Given back when the memory is.
     _charge: Charge,
 }
@@ -40,7 +53,7 @@ impl BounceBuffer {
     pub fn from_dma_buf(dma_buf: OwnedFd, mapping: Mapping, charge: Charge) -> Self {
         Self {
             mapping,
-            dma_buf: Some(dma_buf),
+            dma_buf: Some(Arc::new(dma_buf)),
             _charge: charge,
         }
     }
@@ -58,7 +71,7 @@ impl BounceBuffer {
     pub fn backing(&self) -> Backing {
         match &self.dma_buf {
             Some(fd) => Backing::DmaBuf {
-                fd: std::os::fd::AsRawFd::as_raw_fd(fd),
+                fd: fd.as_raw_fd(),
                 length: u32::try_from(self.mapping.size()).unwrap_or(u32::MAX),
             },
             None => Backing::Mmap,
@@ -66,8 +79,16 @@ impl BounceBuffer {
     }
 
     /// Its dma-buf, if it is one.
-    pub fn dma_buf(&self) -> Option<BorrowedFd<'_>> {
-        self.dma_buf.as_ref().map(AsFd::as_fd)
+    pub fn dma_buf(&self) -> Option<&Arc<OwnedFd>> {
+        self.dma_buf.as_ref()
+    }
+
+    /// A device's own buffer that has been exported: from now on it is named by this dma-buf, and synced as every import.
+    pub fn exported(self, dma_buf: OwnedFd) -> Self {
+        Self {
+            dma_buf: Some(Arc::new(dma_buf)),
+            ..self
+        }
     }
 
     /// The bytes, for as long as the guard lives: of a buffer that is mapped to be read, what the device wrote before is
@@ -78,7 +99,7 @@ impl BounceBuffer {
         } else {
             CpuUse::Read
         };
-        CpuAccess::begin(&self.mapping, self.dma_buf(), cpu)
+        CpuAccess::begin(&self.mapping, self.dma_buf.as_deref().map(AsFd::as_fd), cpu)
     }
 
     /// Bytes that it holds.

@@ -12,6 +12,7 @@
 //!
 //! Nothing here knows of a queue: which way a buffer is served is decided by `session::serve`.
 
+mod client_file;
 mod device;
 mod dma_buf;
 mod framebuffer;
@@ -21,6 +22,7 @@ mod own;
 mod plain;
 mod policy;
 mod v4l2_buffer;
+mod witness;
 
 use std::fs::File;
 use std::ops::Range;
@@ -32,6 +34,7 @@ use crate::sys::{MemoryFault, Vma};
 
 pub use own::OwnBuffers;
 pub use policy::{Importer, Policy, PolicyError, Rule, Verdict};
+pub use witness::Witness;
 
 /// What a device does with the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,8 +98,13 @@ pub enum CopyBy {
     Object {
         /// What is to be mapped.
         file: Arc<File>,
-        /// The offset for mmap(2) at which the *page* of the stretch's first byte lies; whole pages.
+        /// The offset for mmap(2), whole pages.
         offset: u64,
+        /// The stretch's first byte lies so many bytes behind what `offset` names: less than a page, or more where an
+        /// object can only be mapped from its start.
+        skip: u64,
+        /// `file` is a dma-buf: `DMA_BUF_IOCTL_SYNC` around the access.
+        sync: bool,
     },
 }
 
@@ -110,8 +118,8 @@ pub struct Found {
     /// With one. `Err`: not at all, and why; that is EFAULT unless the import serves.
     pub copy: Result<CopyBy, String>,
     /// Where several objects could be mapped at the same address without the mapping looking different (buffers of
-    /// one V4L2 queue): the number of the page frame of the first byte, by which a change is noticed.
-    pub frame: Option<u64>,
+    /// one V4L2 queue): by what a change is noticed.
+    pub frame: Option<Witness>,
 }
 
 impl Found {
@@ -231,9 +239,9 @@ impl Behind {
         };
         let walked = client.each_mapping(first.range.start..last.range.end, |vma| {
             let same = segments.next().is_some_and(|segment| {
+                let witness = segment.found.frame;
                 segment.vma == vma
-                    && (segment.found.frame.is_none()
-                        || segment.found.frame == v4l2_buffer::frame_of(client, segment.range.start))
+                    && witness.is_none_or(|witness| witness.still_holds(client, segment.range.start))
             });
             if same { Ok(()) } else { Err(MemoryFault::Fault) }
         });

@@ -47,7 +47,7 @@ impl Kind for Own {
         // Only heaps' dma-bufs are registered: their mappings begin where the offset says.
         let exporter = "system";
         let size = rustix::fs::seek(&*fd, rustix::fs::SeekFrom::End(0)).ok()?;
-        let page = vma.offset + (range.start - vma.start) / 4096 * 4096;
+        let offset = vma.offset + (range.start - vma.start);
         let file = Arc::new(File::from(fd.try_clone().ok()?));
         Some(Found {
             what: format!("our own buffer (dma-buf {})", vma.inode),
@@ -56,9 +56,14 @@ impl Kind for Own {
                 exporter: exporter.to_owned(),
                 inode: vma.inode,
                 size,
-                offset: vma.offset + (range.start - vma.start),
+                offset,
             }),
-            copy: Ok(CopyBy::Object { file, offset: page }),
+            copy: Ok(CopyBy::Object {
+                file,
+                offset: offset / 4096 * 4096,
+                skip: offset % 4096,
+                sync: true,
+            }),
             frame: None,
         })
     }

@@ -19,6 +19,7 @@ use super::imports::Imports;
 use super::queues::{QueueState, Slot, cpu_use};
 use crate::client::Client;
 use crate::memory::{BounceBuffer, Charge, OverBudget, Provider};
+use crate::resolve::Importer;
 
 /// `V4L2_FIELD_TOP` and `V4L2_FIELD_ALTERNATE`
 const FIELD_TOP: u32 = 2;
@@ -52,7 +53,7 @@ impl From<Errno> for Failure {
 impl Provider {
     const fn memory(self) -> u32 {
         match self {
-            Provider::DmaHeap => memory::DMABUF,
+            Provider::DmaHeap | Provider::Exported => memory::DMABUF,
             Provider::Exporter => memory::MMAP,
         }
     }
@@ -184,6 +185,9 @@ impl Session {
                     .map_err(|_| Errno::ENOMEM.into())
             });
         };
+        if provider == Provider::Exported && asked.count > 0 {
+            return Err(Errno::ENOMEM);
+        }
         // Before the device is asked: what it has then made it keeps.
         let client = self.caller(tid)?;
         *device = ask(provider);
@@ -228,14 +232,35 @@ impl Session {
             .map(|_| Provider::DmaHeap);
         let own = Some(Provider::Exporter).filter(|_| may_have(buf_cap::MMAP));
         let mut outcome = Err(Errno::EINVAL);
-        for provider in heap.into_iter().chain(own) {
+        let mut refused_heap = self.device.refuses_heap();
+        for provider in heap.filter(|_| !refused_heap).into_iter().chain(own) {
             match serve(queue, provider) {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    queue.importer = Some(self.importer(provider, refused_heap));
+                    return Ok(());
+                }
                 Err(Failure::Final(errno)) => return Err(errno),
-                Err(Failure::TryNext(errno)) => outcome = Err(errno),
+                Err(Failure::TryNext(errno)) => {
+                    if provider == Provider::DmaHeap {
+                        refused_heap = true;
+                        self.device.heap_was_refused(errno);
+                    }
+                    outcome = Err(errno);
+                }
             }
         }
         outcome
+    }
+
+    /// What the trial has shown of how the device imports, and its module.
+    fn importer(&self, provider: Provider, refused_heap: bool) -> Importer {
+        let of_module = self.device.module_importer();
+        match provider {
+            _ if refused_heap => Importer::Contiguous,
+            // Scattered memory has been taken: behind an IOMMU nothing need be contiguous.
+            Provider::DmaHeap if of_module == Some(Importer::Contiguous) => Importer::Scattered,
+            _ => of_module.unwrap_or(Importer::Unknown),
+        }
     }
 
     /// REQBUFS on the device; afterwards the state knows what the device still holds.
@@ -324,6 +349,53 @@ impl Session {
         outcome
     }
 
+    /// The device's own memory, which stands in the slots of `queue`, in a queue of the device that imports it.
+    pub(super) fn adopt_exported(
+        &self,
+        queue: &mut QueueState,
+        buf_type: u32,
+        capabilities: u32,
+    ) -> Result<(), Errno> {
+        for index in queue.slots.keys() {
+            let described = self.query(buf_type, *index)?;
+            queue
+                .core
+                .allocated(*index, buf_type, &lengths(&described), capabilities);
+        }
+        self.try_import(queue, buf_type)
+            .map_err(|unserved| match unserved {
+                Unserved::Refused(errno) => errno,
+                Unserved::Short(_) => Errno::ENOMEM,
+            })
+    }
+
+    /// `count` buffers of the device's own, as REQBUFS would make them.
+    pub(super) fn own_again(
+        &self,
+        queue: &mut QueueState,
+        buf_type: u32,
+        count: u32,
+        tid: u32,
+    ) -> Result<(), Errno> {
+        let request = V4l2RequestBuffers {
+            count,
+            buf_type,
+            memory: memory::USERPTR,
+            ..Default::default()
+        };
+        let capabilities = self.device.queue_capabilities(&self.node, buf_type)?;
+        let mut device = request;
+        self.reqbufs_from(
+            queue,
+            Provider::Exporter,
+            &request,
+            &mut device,
+            capabilities,
+            tid,
+        )
+        .map_err(Failure::errno)
+    }
+
     /// Further buffers for a queue that has some: no trial, others may be queued. Those that cannot be served exist in
     /// the device, which cannot take them back; their QBUF says ENOMEM.
     fn extend(
@@ -388,13 +460,13 @@ impl Session {
                 planes.push(self.make_plane(plane, buf_type, provider, charge, index)?);
             }
             let lengths = match provider {
-                Provider::DmaHeap => lengths(&described),
+                Provider::DmaHeap | Provider::Exported => lengths(&described),
                 Provider::Exporter => least_lengths(&described, self.node.frame_size(buf_type)),
             };
             queue.core.allocated(index, buf_type, &lengths, capabilities);
             let slot = Slot {
                 planes: Some(Arc::new(planes)),
-                client: None,
+                ..Slot::default()
             };
             queue.slots.insert(index, slot);
         }
@@ -411,11 +483,19 @@ impl Session {
     ) -> Result<BounceBuffer, Unserved> {
         let cpu = cpu_use(buf_type);
         match (provider, self.device.heap()) {
-            (Provider::DmaHeap, Some(heap)) => heap.allocate(plane.length, cpu, charge).map_err(|error| {
-                tracing::warn!(device = %self.device.path().display(), %error, "no memory for a buffer");
-                Unserved::Short(index)
-            }),
+            (Provider::DmaHeap, Some(heap)) => {
+                let made = heap.allocate(plane.length, cpu, charge).map_err(|error| {
+                    tracing::warn!(device = %self.device.path().display(), %error, "no memory for a buffer");
+                    Unserved::Short(index)
+                })?;
+                if let Some(Err(error)) = made.dma_buf().map(|dma_buf| self.device.own().add(dma_buf)) {
+                    tracing::debug!(%error, "a buffer of ours will not be known again");
+                }
+                Ok(made)
+            }
             (Provider::DmaHeap, None) => Err(Unserved::Refused(Errno::EINVAL)),
+            // What the device can use it makes only in a queue of its own buffers, which this no longer is.
+            (Provider::Exported, _) => Err(Unserved::Refused(Errno::ENOMEM)),
             (Provider::Exporter, _) => {
                 let offset = u32::try_from(plane.m & 0xffff_ffff).unwrap_or_default();
                 let mapped = self.node.map(offset, plane.length, cpu);
@@ -463,7 +543,7 @@ impl Session {
     fn trial(&self, buf_type: u32, index: u32, slot: &Slot) -> Result<PlanarBuffer, Unserved> {
         let described = self.query(buf_type, index).map_err(Unserved::Refused)?;
         let mut blank = PlanarBuffer::blank(buf_type, index);
-        let backing = slot.backing();
+        let backing = slot.bounce();
         if buf_type::is_multi_planar(buf_type) {
             blank.planes.truncate(backing.len());
         }

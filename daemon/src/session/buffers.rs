@@ -1,5 +1,6 @@
 //! QUERYBUF, QBUF, PREPARE_BUF, REMOVE_BUFS, STREAMON and STREAMOFF.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use vidcompat_proto::Errno;
@@ -7,17 +8,40 @@ use vidcompat_proto::abi::v4l2::{PlanarBuffer, V4l2Plane, V4l2RemoveBuffers, buf
 use vidcompat_proto::ioctl::QueueOp;
 use vidcompat_proto::queue::{Acquire, Claim, Next, Queue};
 
-use super::queues::{QueueState, Slot};
+use super::proof::Proven;
+use super::queues::{QueueState, Slot, access};
+use super::serve::{Counters, How, Way};
 use super::{Requester, Session};
 use crate::client::{BlockedThread, Client};
-use crate::memory::BounceBuffer;
+use crate::memory::{BounceBuffer, Provider};
+use crate::resolve::{Access, Importable, Importer, Look};
+use crate::sys::{CpuUse, MemoryFault};
 
-/// What was found in the client's memory, for what the core had asked: after so many good new planes, an errno. What
-/// the device is to read is in `bounce` then, unless REQBUFS has made another buffer of that index meanwhile.
+/// Why a dma-buf is copied that the policy allows.
+const REFUSED: &str = "the device has refused its dma-buf";
+const LOST: &str = "a frame has not arrived in its dma-buf";
+const UNPROVEN: &str = "its dma-buf cannot be looked into, so nothing would show that frames arrive";
+
+/// What was found in the client's memory, for what the core had asked: the ways, or after so many good new planes an
+/// errno. What the device is to read is in `bounce` then, unless REQBUFS has made another buffer of that index meanwhile.
 struct Seen {
     step: Acquire,
     bounce: Option<Arc<Vec<BounceBuffer>>>,
-    outcome: Result<(), (usize, Errno)>,
+    outcome: Result<Vec<Arc<Way>>, (usize, Errno)>,
+}
+
+/// What a look needs of the queue, whose lock it does not hold.
+struct Behold {
+    buf_type: u32,
+    importer: Importer,
+    counters: Arc<Counters>,
+    bounce: Option<Arc<Vec<BounceBuffer>>>,
+    remembered: Arc<Vec<Arc<Way>>>,
+    /// The device holds what is remembered: it stays so.
+    prepared: bool,
+    refused: Vec<String>,
+    proven: Arc<Proven>,
+    recent: VecDeque<Arc<Way>>,
 }
 
 impl Session {
@@ -44,7 +68,9 @@ impl Session {
         let caller = self.caller(who.tid)?;
         let (index, buf_type) = (asked.head.index, asked.head.buf_type);
         let mut seen: Option<Seen> = None;
-        let mut state = loop {
+        // Why nothing can be imported.
+        let mut obstacle = None;
+        loop {
             let mut state = self.lock();
             let queue = state.queues.of_mut(buf_type);
             if queue.imports.is_some() {
@@ -55,11 +81,19 @@ impl Session {
                 QueueOp::PrepareBuf => queue.core.prepare_buf(asked, caller.client().key()),
                 _ => queue.core.qbuf(asked, caller.client().key()),
             }?;
+            let ways = queue.slots.get(&index).map(|slot| Arc::clone(&slot.ways));
+            let ways = ways.unwrap_or_default();
+            let prepared = matches!(next, Next::Prepared(_));
             let step = match next {
                 Next::AskDevice => return Err(self.ask_why_not(op, asked)),
-                // What the device fills is looked at once.
-                Next::Ready(_) if !buf_type::is_output(buf_type) => break state,
-                Next::Ready(all) => Acquire {
+                // What the device holds it fills, and of plain memory the copy will tell: nothing is looked at twice.
+                Next::Prepared(_) if !buf_type::is_output(buf_type) => {
+                    return self.give_device(op, asked, queue);
+                }
+                Next::Ready(_) if !buf_type::is_output(buf_type) && ways.iter().all(|way| way.is_plain()) => {
+                    return self.give_device(op, asked, queue);
+                }
+                Next::Ready(all) | Next::Prepared(all) => Acquire {
                     all,
                     new: Vec::new(),
                     then: Ok(()),
@@ -71,51 +105,93 @@ impl Session {
                 let address = |bounce: &Option<Arc<_>>| bounce.as_ref().map(Arc::as_ptr);
                 seen.step == step && address(&seen.bounce) == address(&bounce)
             };
-            match seen.take().filter(is_of) {
-                Some(Seen { step, outcome, .. }) => {
-                    if let Err((good, errno)) = outcome {
-                        queue.core.acquire_failed(index, good);
-                        return Err(errno);
-                    }
-                    if !step.new.is_empty() {
-                        queue.core.acquired(index, &step.all);
-                        if let Some(slot) = queue.slots.get_mut(&index) {
-                            slot.client = Some(Arc::clone(caller.client()));
-                        }
-                    }
-                    break state;
-                }
+            let Some(Seen { step, outcome, .. }) = seen.take().filter(is_of) else {
                 // Not under the lock: the memory may be slow on purpose. Then the core is asked again, for another
                 // thread may have been faster.
-                None => {
-                    let owner = match step.new.is_empty() {
-                        true => queue.slots.get(&index).and_then(|slot| slot.client.clone()),
-                        false => None,
-                    };
-                    drop(state);
-                    let outcome = self.look(&caller, owner.as_deref(), &step, buf_type, bounce.as_deref());
-                    seen = Some(Seen {
-                        step,
-                        bounce,
-                        outcome,
-                    });
+                let behold = Behold {
+                    buf_type,
+                    importer: queue.importer.unwrap_or(Importer::Unknown),
+                    counters: Arc::clone(&queue.counters),
+                    bounce: bounce.clone(),
+                    remembered: ways,
+                    prepared,
+                    refused: queue.refused.clone(),
+                    proven: Arc::clone(&queue.proven),
+                    recent: queue.recent.clone(),
+                };
+                let owner = match step.new.is_empty() {
+                    true => queue.slots.get(&index).and_then(|slot| slot.client.clone()),
+                    false => None,
+                };
+                drop(state);
+                let outcome = self.look(&caller, owner.as_deref(), &step, &behold, obstacle);
+                seen = Some(Seen {
+                    step,
+                    bounce,
+                    outcome,
+                });
+                continue;
+            };
+            let ways = match outcome {
+                Ok(ways) => ways,
+                Err((good, errno)) => {
+                    queue.core.acquire_failed(index, good);
+                    return Err(errno);
+                }
+            };
+            let imports = ways.iter().any(|way| way.backing().is_some());
+            if imports && queue.provider == Some(Provider::Exporter) {
+                drop((ways, bounce));
+                obstacle = self.make_importing(state, buf_type, who.tid);
+                continue;
+            }
+            if !step.new.is_empty() {
+                queue.core.acquired(index, &step.all);
+            }
+            if let Some(slot) = queue.slots.get_mut(&index) {
+                slot.ways = Arc::new(ways);
+                if !step.new.is_empty() {
+                    slot.client = Some(Arc::clone(caller.client()));
                 }
             }
-        };
-        self.give_bounce(op, asked, state.queues.of_mut(buf_type))
+            let before = obstacle;
+            match self.give_device(op, asked, queue) {
+                Err(errno) if imports && before.is_none() => {
+                    tracing::debug!(
+                        device = %self.device.path().display(), index, %errno,
+                        "the device does not take the client's own dma-buf: it is copied"
+                    );
+                    obstacle = Some(REFUSED);
+                }
+                outcome => {
+                    // That it was the import that was refused is known when the copy was not.
+                    if outcome.is_ok() && obstacle == Some(REFUSED) {
+                        queue.remember_refusal(index);
+                    }
+                    return outcome;
+                }
+            }
+        }
     }
 
-    fn give_bounce(
+    /// The device gets buffer `index`, with the memory of its slot.
+    fn give_device(
         &self,
         op: QueueOp,
         asked: &PlanarBuffer,
         queue: &mut QueueState,
     ) -> Result<PlanarBuffer, Errno> {
         let index = asked.head.index;
-        let backing = queue.slots.get(&index).map(Slot::backing).unwrap_or_default();
+        let slot = queue.slots.get(&index);
+        let backing = slot.map(Slot::backing).unwrap_or_default();
         if backing.is_empty() {
             queue.core.acquire_failed(index, usize::MAX);
             return Err(Errno::ENOMEM);
+        }
+        let ways = slot.map(|slot| Arc::clone(&slot.ways)).unwrap_or_default();
+        if buf_type::is_output(asked.head.buf_type) {
+            // Before the device reads it.
+            ways.iter().for_each(|way| way.sync(CpuUse::Write));
         }
         let mut device = queue.core.for_device(asked, &backing);
         if let Err(errno) = self.node.buffer_ioctl(op, &mut device) {
@@ -129,53 +205,134 @@ impl Session {
             QueueOp::PrepareBuf => queue.core.prepared(index),
             _ => queue.core.queued(index),
         }
+        queue.given(&ways);
         Ok(queue.core.reply(&device, asked))
     }
 
-    /// Looks at the memory that is new and, where the device is to read it, fetches the bytes of all planes. A driver
-    /// sees the memory itself from QBUF on; what the client writes after QBUF is lost here, as the specification allows.
+    /// Finds the ways of all planes and, where the device is to read them, fetches the bytes. A driver sees the memory
+    /// itself from QBUF on; what the client writes after QBUF to memory that is copied is lost here, as the specification
+    /// allows.
     fn look(
         &self,
         caller: &BlockedThread,
         owner: Option<&Client>,
         step: &Acquire,
-        buf_type: u32,
-        bounce: Option<&Vec<BounceBuffer>>,
-    ) -> Result<(), (usize, Errno)> {
-        for (good, claim) in step.new.iter().enumerate() {
-            self.check(caller, claim, buf_type)
-                .map_err(|errno| (good, errno))?;
+        behold: &Behold,
+        obstacle: Option<&'static str>,
+    ) -> Result<Vec<Arc<Way>>, (usize, Errno)> {
+        let look = self.look_of(caller, behold.buf_type, behold.importer);
+        let mut good = 0;
+        let mut ways = Vec::new();
+        for (at, claim) in step.all.iter().enumerate() {
+            if let Some(way) = behold.remembered.get(at).filter(|_| behold.prepared) {
+                ways.push(Arc::clone(way));
+                continue;
+            }
+            if !step.new.contains(claim) {
+                let remembered = behold.remembered.get(at).filter(|way| way.claim == *claim);
+                ways.push(self.look_again(&look, remembered, *claim, behold, obstacle));
+                continue;
+            }
+            let way = self.way(&look, *claim, behold, obstacle).map_err(|fault| {
+                Counters::add(&behold.counters.faults, 1);
+                tracing::debug!(
+                    device = %self.device.path().display(), pid = %caller.client().process(),
+                    client_addr = format_args!("{:#x}", claim.client_addr), length = claim.length, %fault,
+                    "QBUF refused: the memory is out of reach"
+                );
+                (good, Errno::EFAULT)
+            })?;
+            good += 1;
+            ways.push(way);
         }
-        let good = step.new.len();
         step.then.map_err(|errno| (good, errno))?;
-        let Some(bounce) = bounce.filter(|_| buf_type::is_output(buf_type)) else {
-            return Ok(());
+        let Some(bounce) = behold
+            .bounce
+            .as_ref()
+            .filter(|_| buf_type::is_output(behold.buf_type))
+        else {
+            return Ok(ways);
         };
         let client = owner.unwrap_or(caller.client());
-        for (claim, plane) in step.all.iter().zip(bounce) {
-            let access = plane.access();
-            let len = plane.size().min(claim.length as usize);
-            client
-                .read(access.mapping(), len, claim.client_addr, Some(caller))
+        for (way, plane) in ways
+            .iter()
+            .zip(bounce.iter())
+            .filter(|(way, _)| way.backing().is_none())
+        {
+            way.fetch(plane, client, Some(caller), &behold.counters)
                 .map_err(|_| (good, Errno::EFAULT))?;
         }
-        Ok(())
+        Ok(ways)
     }
 
-    fn check(&self, caller: &BlockedThread, claim: &Claim, buf_type: u32) -> Result<(), Errno> {
-        let checked = if buf_type::is_output(buf_type) {
-            caller.check_readable(claim.client_addr, claim.length)
-        } else {
-            caller.check_writable(claim.client_addr, claim.length)
+    /// The way of memory that was queued before, if nothing has changed; of what has changed, the new one. A driver would
+    /// not look again, and go on with pages that the client no longer sees.
+    fn look_again(
+        &self,
+        look: &Look<'_>,
+        remembered: Option<&Arc<Way>>,
+        claim: Claim,
+        behold: &Behold,
+        obstacle: Option<&'static str>,
+    ) -> Arc<Way> {
+        let holds = |way: &&Arc<Way>| {
+            let forbidden = obstacle.is_some() && way.backing().is_some();
+            !forbidden && (way.is_plain() || way.still_holds(look.client))
         };
-        checked.map_err(|fault| {
-            tracing::debug!(
-                device = %self.device.path().display(), pid = %caller.client().process(),
-                client_addr = format_args!("{:#x}", claim.client_addr), length = claim.length, %fault,
-                "QBUF refused: the memory is out of reach"
-            );
-            Errno::EFAULT
-        })
+        if let Some(way) = remembered.filter(holds) {
+            Counters::add(&behold.counters.remembered, 1);
+            return Arc::clone(way);
+        }
+        let way = self.way(look, claim, behold, obstacle);
+        way.unwrap_or_else(|_| Arc::new(Way::gone(claim)))
+    }
+
+    /// The way of memory that this buffer has not had before: perhaps another buffer has.
+    fn way(
+        &self,
+        look: &Look<'_>,
+        claim: Claim,
+        behold: &Behold,
+        obstacle: Option<&'static str>,
+    ) -> Result<Arc<Way>, MemoryFault> {
+        let recent = behold.recent.iter().find(|way| way.claim == claim);
+        if let Some(way) = recent.filter(|way| obstacle.is_none() && way.still_holds(look.client)) {
+            Counters::add(&behold.counters.remembered, 1);
+            return Ok(Arc::clone(way));
+        }
+        Counters::add(&behold.counters.resolves, 1);
+        let may_import = |importable: &Importable| match obstacle {
+            Some(why) => Err(why),
+            None if behold.refused.contains(&importable.exporter) => Err(REFUSED),
+            None if behold.proven.of(importable.inode) == Some(false) => Err(LOST),
+            None => Ok(()),
+        };
+        let way = Way::find(look, claim, may_import)?;
+        let is_new = |importable: &Importable| behold.proven.of(importable.inode).is_none();
+        if let How::Import(importable) = &way.how
+            && look.access == Access::Write
+            && is_new(importable)
+            && way.prove().is_err()
+        {
+            return Way::find(look, claim, |_| Err(UNPROVEN)).map(Arc::new);
+        }
+        Ok(Arc::new(way))
+    }
+
+    /// A look at what `caller` has mapped, for a queue of `buf_type`.
+    pub(super) fn look_of<'a>(
+        &'a self,
+        caller: &'a BlockedThread,
+        buf_type: u32,
+        importer: Importer,
+    ) -> Look<'a> {
+        Look {
+            client: caller,
+            access: access(buf_type),
+            importer,
+            policy: self.device.policy(),
+            own: self.device.own(),
+        }
     }
 
     /// This file has no buffers: the device says why the call fails.

@@ -8,9 +8,13 @@ use vidcompat_proto::ioctl::{QueueOp, queue_row};
 use vidcompat_proto::queue::Delivery;
 use zerocopy::IntoBytes;
 
+use super::proof::Proven;
+use super::serve::{Counters, Way};
 use super::{Blocking, BoxedWaiter, Requester, Session, State};
 use crate::client::{BlockedThread, Client};
 use crate::memory::BounceBuffer;
+use crate::resolve::Importer;
+use crate::sys::{CpuUse, MemoryFault};
 
 /// One that sleeps in DQBUF, and the thread of its client that is blocked in it, where we can name that.
 pub(super) struct Dequeuer {
@@ -42,10 +46,21 @@ struct Dequeued {
 enum Bytes {
     /// An OUTPUT buffer, or the client's own dma-buf.
     None,
-    /// Plane by plane.
-    Bounced(Vec<Delivery>, Arc<Vec<BounceBuffer>>, Arc<Client>),
+    /// Plane by plane, each its own way.
+    Served(Vec<Delivery>, Served),
     /// There is no memory behind the buffer.
     Unknown,
+}
+
+struct Served {
+    ways: Arc<Vec<Arc<Way>>>,
+    /// None where there was no memory, and everything is imported.
+    bounce: Option<Arc<Vec<BounceBuffer>>>,
+    client: Arc<Client>,
+    importer: Importer,
+    counters: Arc<Counters>,
+    proven: Arc<Proven>,
+    damaged: bool,
 }
 
 impl Session {
@@ -124,14 +139,22 @@ impl Session {
             return Err(Errno::EAGAIN);
         };
         let reply = queue.core.reply(&device, asked);
-        let planes = queue.slots.get(&index).and_then(|slot| slot.planes.clone());
-        let client = queue
-            .slots
-            .get(&device.head.index)
-            .and_then(|slot| slot.client.clone());
-        let bytes = match planes.zip(client) {
+        let slot = queue.slots.get(&device.head.index);
+        queue.count(slot.map(|slot| &slot.ways[..]).unwrap_or_default());
+        let served = slot.and_then(|slot| {
+            Some(Served {
+                ways: Arc::clone(&slot.ways),
+                bounce: slot.planes.clone(),
+                client: slot.client.clone()?,
+                importer: queue.importer.unwrap_or(Importer::Unknown),
+                counters: Arc::clone(&queue.counters),
+                proven: Arc::clone(&queue.proven),
+                damaged: device.head.flags & buf_flag::ERROR != 0,
+            })
+        });
+        let bytes = match served {
             _ if deliveries.is_empty() => Bytes::None,
-            Some((planes, client)) => Bytes::Bounced(deliveries, planes, client),
+            Some(served) => Bytes::Served(deliveries, served),
             None => Bytes::Unknown,
         };
         Ok(Dequeued { reply, bytes })
@@ -159,24 +182,81 @@ impl Session {
                 );
                 reply.head.flags |= buf_flag::ERROR;
             }
-            Bytes::Bounced(deliveries, planes, client) => {
-                for (delivery, plane) in deliveries.iter().zip(planes.iter()) {
-                    let access = plane.access();
-                    let (len, client_addr) = (delivery.bytes as usize, delivery.claim.client_addr);
-                    let written = client.write(access.mapping(), len, client_addr, caller);
-                    drop(access);
-                    if let Err(fault) = written {
+            Bytes::Served(deliveries, served) => {
+                for (at, delivery) in deliveries.iter().enumerate() {
+                    if let Err(fault) = self.deliver_plane(at, delivery, &served, reply.head.buf_type, caller)
+                    {
                         tracing::debug!(
-                            device = %self.device.path().display(), pid = %client.process(),
+                            device = %self.device.path().display(), pid = %served.client.process(),
                             index = reply.head.index, %fault,
                             "a frame could not be delivered to the client; the buffer is flagged as damaged"
                         );
+                        Counters::add(&served.counters.faults, 1);
                         reply.head.flags |= buf_flag::ERROR;
                     }
                 }
             }
         }
         reply
+    }
+
+    fn deliver_plane(
+        &self,
+        at: usize,
+        delivery: &Delivery,
+        served: &Served,
+        buf_type: u32,
+        caller: Option<&BlockedThread>,
+    ) -> Result<(), MemoryFault> {
+        let Served { client, counters, .. } = served;
+        let way = served.ways.get(at).ok_or(MemoryFault::Fault)?;
+        if way.backing().is_some() {
+            way.sync(CpuUse::Read);
+            // Of a frame that the driver calls damaged nothing need have arrived.
+            let arrived = (!served.damaged).then(|| way.arrived(delivery.bytes as usize));
+            return match arrived.flatten() {
+                Some((inode, arrived)) => {
+                    served.proven.set(inode, arrived);
+                    self.tell_lost(way, arrived)
+                }
+                None => Ok(()),
+            };
+        }
+        let bounce = served.bounce.as_ref().and_then(|bounce| bounce.get(at));
+        let bounce = bounce.ok_or(MemoryFault::Fault)?;
+        let len = delivery.bytes as usize;
+        // The mappings can only be looked at for the client itself; what another process dequeues goes where it
+        // belonged at QBUF.
+        let owner = caller.filter(|caller| caller.client().key() == client.key());
+        let delivered = match owner {
+            Some(owner) if !way.is_plain() && !way.still_holds(owner) => Err(MemoryFault::Fault),
+            _ => way.deliver(bounce, len, client, caller, counters),
+        };
+        match (delivered, owner) {
+            // Something else may have been mapped there since.
+            (Err(MemoryFault::Fault), Some(owner)) => {
+                let look = self.look_of(owner, buf_type, served.importer);
+                Counters::add(&counters.resolves, 1);
+                let way = Way::find(&look, delivery.claim, |_| {
+                    Err("the frame has been captured already")
+                })?;
+                way.deliver(bounce, len, client, caller, counters)
+            }
+            (delivered, _) => delivered,
+        }
+    }
+
+    fn tell_lost(&self, way: &Way, arrived: bool) -> Result<(), MemoryFault> {
+        if arrived {
+            return Ok(());
+        }
+        if self.device.may_complain() {
+            tracing::warn!(
+                device = %self.device.path().display(), what = way.what(),
+                "the device has taken a dma-buf, and its frame has not arrived there: frames are copied from now on"
+            );
+        }
+        Err(MemoryFault::Fault)
     }
 
     /// Serves the DQBUF that sleeps on the queue of `buf_type` if the device has an answer. Was there one?

@@ -5,10 +5,11 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::sys::stat::{major, minor};
 use tokio::runtime::Handle;
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::v4l2::{V4l2RequestBuffers, memory};
@@ -16,6 +17,7 @@ use vidcompat_proto::ioctl::Row;
 
 use crate::backend::v4l2::RealNode;
 use crate::memory::{Budget, Heap};
+use crate::resolve::{Importer, OwnBuffers, Policy};
 
 /// What a device is served with.
 #[derive(Clone, Debug)]
@@ -24,6 +26,10 @@ pub struct DeviceOptions {
     pub heap: Option<Arc<Heap>>,
     /// What may be spent on buffers.
     pub budget: Arc<Budget>,
+    /// What may be imported into which kind of queue.
+    pub policy: Arc<Policy>,
+    /// The dma-bufs of all sessions of this daemon.
+    pub own: Arc<OwnBuffers>,
 }
 
 /// A device node: file system, inode, device number. A node that is made anew has another inode.
@@ -47,6 +53,8 @@ pub struct Device {
     /// By number: does the driver know the ioctl?
     known: [OnceLock<bool>; 256],
     capabilities: Mutex<HashMap<u32, u32>>,
+    importer: OnceLock<Option<Importer>>,
+    refuses_heap: AtomicBool,
     complained: Mutex<Option<Instant>>,
     /// Counts opens and closes of our node.
     generation: AtomicU64,
@@ -69,6 +77,8 @@ impl Device {
             identity,
             known: [const { OnceLock::new() }; 256],
             capabilities: Mutex::default(),
+            importer: OnceLock::new(),
+            refuses_heap: AtomicBool::new(false),
             complained: Mutex::default(),
             generation: AtomicU64::new(0),
         }))
@@ -120,6 +130,52 @@ impl Device {
 
     pub(super) fn budget(&self) -> &Arc<Budget> {
         &self.options.budget
+    }
+
+    /// What may be imported into which kind of queue.
+    pub fn policy(&self) -> &Arc<Policy> {
+        &self.options.policy
+    }
+
+    /// The dma-bufs of all sessions of this daemon.
+    pub fn own(&self) -> &Arc<OwnBuffers> {
+        &self.options.own
+    }
+
+    /// Has it refused scattered memory? It is not offered any again: each trial is a line in the kernel's log.
+    pub(super) fn refuses_heap(&self) -> bool {
+        self.refuses_heap.load(Ordering::Relaxed)
+    }
+
+    /// It has refused the memory of a heap. `EFAULT` is what dma-contig says of memory that is not contiguous; others may
+    /// have passed by tomorrow.
+    pub(super) fn heap_was_refused(&self, errno: Errno) {
+        if errno == Errno::EFAULT {
+            self.refuses_heap.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// How its queues use what they import, as far as the modules tell that its driver's module uses: one of vb2's three
+    /// kinds of memory, and no other.
+    pub(super) fn module_importer(&self) -> Option<Importer> {
+        *self.importer.get_or_init(|| {
+            let (major, minor) = (major(self.identity.2), minor(self.identity.2));
+            let driver = format!("/sys/dev/char/{major}:{minor}/device/driver/module");
+            let module = fs::read_link(driver).ok()?;
+            let holds = |kind: &str| {
+                let holders = Path::new("/sys/module").join(kind).join("holders");
+                module
+                    .file_name()
+                    .is_some_and(|module| holders.join(module).exists())
+            };
+            let kinds = ["videobuf2_vmalloc", "videobuf2_dma_contig", "videobuf2_dma_sg"].map(holds);
+            match kinds {
+                [true, false, false] => Some(Importer::Vmalloc),
+                [false, true, false] => Some(Importer::Contiguous),
+                [false, false, true] => Some(Importer::Scattered),
+                _ => None,
+            }
+        })
     }
 
     /// Does the driver know the ioctl of `row`, which has a probe? Asked once.

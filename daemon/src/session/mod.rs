@@ -13,13 +13,17 @@ mod controls;
 mod dequeue;
 mod device;
 mod events;
+mod export;
 mod imports;
 mod planes;
 mod poll;
+mod proof;
 mod queues;
 mod read;
 mod retry;
 mod seek;
+mod serve;
+mod status;
 mod write;
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,7 +1,7 @@
 //! The queues of one open file: what it captures and what it puts out. A memory-to-memory device has both, every other
 //! node one of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use vidcompat_proto::abi::v4l2::{V4l2RemoveBuffers, buf_type};
@@ -9,8 +9,11 @@ use vidcompat_proto::queue::{Backing, Queue};
 
 use super::dequeue::Dequeuer;
 use super::imports::Imports;
+use super::proof::Proven;
+use super::serve::{Counters, Way};
 use crate::client::Client;
 use crate::memory::{BounceBuffer, Provider};
+use crate::resolve::{Access, Importer};
 use crate::sys::CpuUse;
 
 /// The memory that stands behind a client's buffer, plane by plane, and who queued it last.
@@ -19,12 +22,23 @@ pub(super) struct Slot {
     /// `None`: there was no memory for it.
     pub(super) planes: Option<Arc<Vec<BounceBuffer>>>,
     pub(super) client: Option<Arc<Client>>,
+    /// How the client's memory is served, plane by plane; empty until it is queued or prepared.
+    pub(super) ways: Arc<Vec<Arc<Way>>>,
 }
 
 impl Slot {
-    pub(super) fn backing(&self) -> Vec<Backing> {
+    /// Our memory, plane by plane.
+    pub(super) fn bounce(&self) -> Vec<Backing> {
         let planes = self.planes.iter().flat_map(|planes| planes.iter());
         planes.map(BounceBuffer::backing).collect()
+    }
+
+    /// What the device gets: the client's own memory where it is imported, else ours. Empty where there is neither.
+    pub(super) fn backing(&self) -> Vec<Backing> {
+        let bounce = self.bounce();
+        let of_plane = |(at, way): (usize, &Arc<Way>)| way.backing().or_else(|| bounce.get(at).copied());
+        let backing: Option<Vec<_>> = self.ways.iter().enumerate().map(of_plane).collect();
+        backing.unwrap_or_default()
     }
 }
 
@@ -39,6 +53,16 @@ pub(super) struct QueueState {
     /// Who makes the memory: settled when the first buffers are made, until all are freed by REQBUFS. A queue may stream
     /// on with all its buffers removed, and then no other can be tried.
     pub(super) provider: Option<Provider>,
+    /// How the device uses what it imports.
+    pub(super) importer: Option<Importer>,
+    /// Exporters whose dma-bufs the device has refused although the policy allows them.
+    pub(super) refused: Vec<String>,
+    pub(super) counters: Arc<Counters>,
+    /// The dma-bufs that frames were seen to arrive in, or not.
+    pub(super) proven: Arc<Proven>,
+    /// The imports that were given last, for a client that moves its pointers about: at most as many as there are
+    /// buffers, for they keep its memory alive.
+    pub(super) recent: VecDeque<Arc<Way>>,
     /// The one that sleeps in DQBUF; vb2 allows no second.
     pub(super) dequeuer: Option<Dequeuer>,
 }
@@ -49,6 +73,44 @@ impl QueueState {
         self.slots.clear();
         self.imports = None;
         self.provider = None;
+        self.importer = None;
+        self.refused.clear();
+        self.counters = Arc::default();
+        self.proven = Arc::default();
+        self.recent.clear();
+    }
+
+    /// The device has taken a buffer that is served so.
+    pub(super) fn given(&mut self, ways: &[Arc<Way>]) {
+        for way in ways.iter().filter(|way| way.backing().is_some()) {
+            way.given();
+            self.recent.retain(|recent| recent.claim != way.claim);
+            self.recent.push_back(Arc::clone(way));
+        }
+        let most = self.slots.len() * ways.len();
+        while self.recent.len() > most {
+            self.recent.pop_front();
+        }
+    }
+
+    /// The device has given back a buffer that was served so.
+    pub(super) fn count(&self, ways: &[Arc<Way>]) {
+        let imported = ways.iter().filter(|way| way.backing().is_some()).count();
+        Counters::add(&self.counters.frames, 1);
+        Counters::add(&self.counters.imported, imported as u64);
+        Counters::add(&self.counters.copied, (ways.len() - imported) as u64);
+    }
+
+    /// The device has taken buffer `index` by copies, and not by import.
+    pub(super) fn remember_refusal(&mut self, index: u32) {
+        let ways = self.slots.get(&index).map(|slot| Arc::clone(&slot.ways));
+        for way in ways.iter().flat_map(|ways| ways.iter()) {
+            if let Some(exporter) = way.exporter()
+                && !self.refused.iter().any(|refused| refused == exporter)
+            {
+                self.refused.push(exporter.to_owned());
+            }
+        }
     }
 
     pub(super) fn removed(&mut self, request: &V4l2RemoveBuffers) {
@@ -97,6 +159,15 @@ impl Queues {
 
     pub(super) fn each_mut(&mut self) -> [&mut QueueState; 2] {
         [&mut self.capture, &mut self.output]
+    }
+}
+
+/// What the device does with the buffers of a queue.
+pub(super) const fn access(buf_type: u32) -> Access {
+    if buf_type::is_output(buf_type) {
+        Access::Read
+    } else {
+        Access::Write
     }
 }
 

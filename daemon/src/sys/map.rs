@@ -54,6 +54,11 @@ impl Mapping {
         self.len.get()
     }
 
+    /// Do `len` bytes from its byte `from` on lie in it?
+    pub fn has(&self, from: usize, len: usize) -> bool {
+        from.checked_add(len).is_some_and(|end| end <= self.size())
+    }
+
     /// Address in this process.
     pub fn host_ptr(&self) -> *mut c_void {
         self.start.as_ptr()

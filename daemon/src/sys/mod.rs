@@ -4,25 +4,40 @@
 //! here, not by the caller. Nothing here knows why a call is made.
 
 mod arrays;
+mod btf;
+mod copy;
 mod dma_buf;
+mod drm;
+mod expbuf;
+mod framebuffer;
 mod malloc;
 mod map;
 mod mirror;
+mod pagemap;
 mod planes;
 mod process;
 mod procmap;
 mod readiness;
+mod udmabuf;
 mod v4l2;
+mod vma_object;
 
 pub use arrays::{HostPayload, ext_controls, ioctl_with_array};
+pub use copy::copy;
 pub use dma_buf::{CpuUse, sync_end, sync_start};
+pub use drm::{DrmFramebuffer, drop_master, framebuffer, gem_close, map_offset, prime_export};
+pub use expbuf::export_buffer;
+pub use framebuffer::{ScreenMemory, screen_memory};
 pub use malloc::share_arenas;
 pub use map::Mapping;
 pub use mirror::{Mirror, page_size};
+pub use pagemap::{frame_of, is_swap_backed};
 pub use planes::buffer_ioctl;
 pub use process::{
     MemoryFault, RemoteMemory, pidfd_open_thread, read_byte, read_bytes, read_into, write_bytes, write_from,
 };
 pub use procmap::{Vma, query_vma};
 pub use readiness::{Watched, register};
+pub use udmabuf::udmabuf;
 pub use v4l2::{ioctl, poll};
+pub use vma_object::object_at;

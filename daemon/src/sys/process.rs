@@ -35,47 +35,68 @@ impl From<Errno> for MemoryFault {
     }
 }
 
-/// Copies the first `len` bytes of `source` to `client_addr` in the process (or thread) `pid`: one copy, straight
-/// from the mapping (`process_vm_writev(2)`).
+/// Copies `len` bytes of `source`, from its byte `from` on, to `client_addr` in the process (or thread) `pid`: one copy,
+/// straight from the mapping (`process_vm_writev(2)`).
 ///
 /// # Errors
 /// [`MemoryFault::Fault`] also when only a part could be written, when `len` is more than is mapped, and for our own
 /// process, whose memory is Rust's.
-pub fn write_from(source: &Mapping, len: usize, pid: Pid, client_addr: u64) -> Result<(), MemoryFault> {
+pub fn write_from(
+    source: &Mapping,
+    from: usize,
+    len: usize,
+    pid: Pid,
+    client_addr: u64,
+) -> Result<(), MemoryFault> {
     let remote_base = usize::try_from(client_addr).map_err(|_| MemoryFault::Fault)?;
-    if len > source.size() || is_ours(pid) {
+    if !source.has(from, len) || is_ours(pid) {
         return Err(MemoryFault::Fault);
     }
     in_pieces(len, MemoryFault::Fault, |done| {
-        let (local, remote) = iovecs(source, remote_base, done, len);
+        let (local, remote) = iovecs(source, from, remote_base, done, len);
         // SAFETY: `local` lies within `source`, which stays mapped while it is borrowed and is only read; `remote`
         // is an address of another process, checked by the kernel.
         Ok(unsafe { libc::process_vm_writev(pid.as_raw(), &raw const local, 1, &raw const remote, 1, 0) })
     })
 }
 
-/// Copies `len` bytes from `client_addr` in the process (or thread) `pid` to the start of `target`: one copy, straight
-/// into the mapping (`process_vm_readv(2)`).
+/// Copies `len` bytes from `client_addr` in the process (or thread) `pid` to `target`, from its byte `to` on: one copy,
+/// straight into the mapping (`process_vm_readv(2)`).
 ///
 /// # Errors
 /// As [`write_from`]; a part may have been copied. [`MemoryFault::Fault`] also for a mapping that is not writable.
-pub fn read_into(target: &Mapping, len: usize, pid: Pid, client_addr: u64) -> Result<(), MemoryFault> {
+pub fn read_into(
+    target: &Mapping,
+    to: usize,
+    len: usize,
+    pid: Pid,
+    client_addr: u64,
+) -> Result<(), MemoryFault> {
     let remote_base = usize::try_from(client_addr).map_err(|_| MemoryFault::Fault)?;
-    if len > target.size() || !target.is_writable() || is_ours(pid) {
+    if !target.has(to, len) || !target.is_writable() || is_ours(pid) {
         return Err(MemoryFault::Fault);
     }
     in_pieces(len, MemoryFault::Fault, |done| {
-        let (local, remote) = iovecs(target, remote_base, done, len);
+        let (local, remote) = iovecs(target, to, remote_base, done, len);
         // SAFETY: `local` lies within `target`, which stays mapped while it is borrowed, was mapped writable, and of
         // whose bytes no Rust reference exists; `remote` is an address of another process, checked by the kernel.
         Ok(unsafe { libc::process_vm_readv(pid.as_raw(), &raw const local, 1, &raw const remote, 1, 0) })
     })
 }
 
-/// What is left of `len` bytes after `done`: in `mapping`, and in another process from `remote_base` on.
-fn iovecs(mapping: &Mapping, remote_base: usize, done: usize, len: usize) -> (libc::iovec, libc::iovec) {
+/// What is left of `len` bytes after `done`: in `mapping` from `start` on, and in another process from `remote_base` on.
+fn iovecs(
+    mapping: &Mapping,
+    start: usize,
+    remote_base: usize,
+    done: usize,
+    len: usize,
+) -> (libc::iovec, libc::iovec) {
     let local = libc::iovec {
-        iov_base: mapping.host_ptr().wrapping_byte_add(done),
+        iov_base: mapping
+            .host_ptr()
+            .wrapping_byte_add(start)
+            .wrapping_byte_add(done),
         iov_len: len - done,
     };
     let remote = libc::iovec {
@@ -144,16 +165,22 @@ impl RemoteMemory {
         !matches!(self.file.read_at(&mut [0], 0), Ok(0))
     }
 
-    /// Copies the first `len` bytes of `source` to `client_addr`: two copies, whatever the process does meanwhile.
+    /// As [`write_from`], with two copies, whatever the process does meanwhile.
     ///
     /// # Errors
     /// As [`write_from`]; [`MemoryFault::Gone`] when the address space is gone.
-    pub fn write(&self, source: &Mapping, len: usize, client_addr: u64) -> Result<(), MemoryFault> {
-        if len > source.size() || self.ours {
+    pub fn write(
+        &self,
+        source: &Mapping,
+        from: usize,
+        len: usize,
+        client_addr: u64,
+    ) -> Result<(), MemoryFault> {
+        if !source.has(from, len) || self.ours {
             return Err(MemoryFault::Fault);
         }
         in_pieces(len, MemoryFault::Gone, |done| {
-            let from = source.host_ptr().wrapping_byte_add(done);
+            let from = source.host_ptr().wrapping_byte_add(from).wrapping_byte_add(done);
             let at = file_offset(client_addr, done)?;
             // SAFETY: `from` and the length lie within `source`, which stays mapped while it is borrowed; the kernel
             // only reads it, and writes to an address space that is not this process's.
@@ -161,16 +188,16 @@ impl RemoteMemory {
         })
     }
 
-    /// Copies `len` bytes from `client_addr` to the start of `target`: two copies, whatever the process does meanwhile.
+    /// As [`read_into`], with two copies, whatever the process does meanwhile.
     ///
     /// # Errors
     /// As [`RemoteMemory::write`], and as [`read_into`].
-    pub fn read(&self, target: &Mapping, len: usize, client_addr: u64) -> Result<(), MemoryFault> {
-        if len > target.size() || !target.is_writable() || self.ours {
+    pub fn read(&self, target: &Mapping, to: usize, len: usize, client_addr: u64) -> Result<(), MemoryFault> {
+        if !target.has(to, len) || !target.is_writable() || self.ours {
             return Err(MemoryFault::Fault);
         }
         in_pieces(len, MemoryFault::Gone, |done| {
-            let to = target.host_ptr().wrapping_byte_add(done);
+            let to = target.host_ptr().wrapping_byte_add(to).wrapping_byte_add(done);
             let at = file_offset(client_addr, done)?;
             // SAFETY: `to` and the length lie within `target`, which stays mapped while it is borrowed, was mapped
             // writable, and of whose bytes no Rust reference exists.
@@ -320,7 +347,7 @@ mod tests {
     fn bytes_arrive_at_an_unaligned_address_and_nothing_beside_them_changes() {
         let sleeper = Sleeper::new();
         let source = mapped(&[7; 5_000]);
-        write_from(&source, 4_500, sleeper.pid(), sleeper.1 + 3).expect("its stack");
+        write_from(&source, 0, 4_500, sleeper.pid(), sleeper.1 + 3).expect("its stack");
         assert_eq!(sleeper.bytes([2, 3, 4_502, 4_503]), [0, 7, 7, 0]);
     }
 
@@ -330,20 +357,20 @@ mod tests {
         let source = mapped(&[9; 5_000]);
         let mem = RemoteMemory::open(sleeper.pid()).expect("our child");
         assert!(mem.is_alive());
-        mem.write(&source, 4_500, sleeper.1 + 3).expect("its stack");
+        mem.write(&source, 0, 4_500, sleeper.1 + 3).expect("its stack");
         assert_eq!(sleeper.bytes([2, 3, 4_502, 4_503]), [0, 9, 9, 0]);
         drop(sleeper);
         assert!(!mem.is_alive());
-        assert_eq!(mem.write(&source, 10, 4096), Err(MemoryFault::Gone));
+        assert_eq!(mem.write(&source, 0, 10, 4096), Err(MemoryFault::Gone));
     }
 
     #[test]
     fn bytes_come_from_an_unaligned_address_by_both_ways_and_only_into_what_is_writable() {
         let sleeper = Sleeper::new();
         let source = mapped(&[5; 3_000]);
-        write_from(&source, 3_000, sleeper.pid(), sleeper.1 + 7).expect("its stack");
+        write_from(&source, 0, 3_000, sleeper.pid(), sleeper.1 + 7).expect("its stack");
         assert_eq!(
-            read_into(&source, 10, sleeper.pid(), sleeper.1),
+            read_into(&source, 0, 10, sleeper.pid(), sleeper.1),
             Err(MemoryFault::Fault)
         );
         let file = File::from(memfd_create(c"test", MFdFlags::empty()).expect("a memfd"));
@@ -354,18 +381,21 @@ mod tests {
             std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).expect("its bytes");
             bytes
         };
-        read_into(&target, 3_001, sleeper.pid(), sleeper.1 + 7).expect("its stack");
+        read_into(&target, 0, 3_001, sleeper.pid(), sleeper.1 + 7).expect("its stack");
         assert_eq!(bytes(3_000), vec![5; 3_000]);
         assert_eq!(bytes(3_001)[3_000], 0);
         file.set_len(0)
             .and_then(|()| file.set_len(4_000))
             .expect("zeroes");
         let mem = RemoteMemory::open(sleeper.pid()).expect("our child");
-        mem.read(&target, 3_001, sleeper.1 + 7).expect("its stack");
+        mem.read(&target, 0, 3_001, sleeper.1 + 7).expect("its stack");
         assert_eq!(bytes(3_000), vec![5; 3_000]);
-        assert_eq!(read_into(&target, 10, sleeper.pid(), 8), Err(MemoryFault::Fault));
         assert_eq!(
-            read_into(&target, 4_001, sleeper.pid(), sleeper.1),
+            read_into(&target, 0, 10, sleeper.pid(), 8),
+            Err(MemoryFault::Fault)
+        );
+        assert_eq!(
+            read_into(&target, 0, 4_001, sleeper.pid(), sleeper.1),
             Err(MemoryFault::Fault)
         );
     }
@@ -393,25 +423,25 @@ mod tests {
         let sleeper = Sleeper::new();
         let source = mapped(&[7; 100]);
         assert_eq!(
-            write_from(&source, 100, sleeper.pid(), 8),
+            write_from(&source, 0, 100, sleeper.pid(), 8),
             Err(MemoryFault::Fault)
         );
         assert_eq!(
-            write_from(&source, 101, sleeper.pid(), sleeper.1),
+            write_from(&source, 0, 101, sleeper.pid(), sleeper.1),
             Err(MemoryFault::Fault)
         );
         assert_eq!(
-            write_from(&source, 100, Pid::from_raw(i32::MAX), 8),
+            write_from(&source, 0, 100, Pid::from_raw(i32::MAX), 8),
             Err(MemoryFault::Gone)
         );
         assert_eq!(read_byte(sleeper.pid(), 8), Err(MemoryFault::Fault));
         let target = [1u8; 100];
         let addr = u64::try_from(target.as_ptr().addr()).expect("64 bits");
         assert_eq!(
-            write_from(&source, 100, Pid::this(), addr),
+            write_from(&source, 0, 100, Pid::this(), addr),
             Err(MemoryFault::Fault)
         );
         let mem = RemoteMemory::open(Pid::this()).expect("ourselves");
-        assert_eq!(mem.write(&source, 100, addr), Err(MemoryFault::Fault));
+        assert_eq!(mem.write(&source, 0, 100, addr), Err(MemoryFault::Fault));
     }
 }

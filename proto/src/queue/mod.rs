@@ -51,6 +51,8 @@ pub enum Next {
     Acquire(Acquire),
     /// The memory, plane by plane, is known: give the buffer to the device.
     Ready(Vec<Claim>),
+    /// The same of a buffer that is prepared: the device holds the memory that it was given then, and looks at none.
+    Prepared(Vec<Claim>),
 }
 
 /// The memory that a QBUF or PREPARE_BUF brings.
@@ -146,6 +148,13 @@ impl Queue {
     #[must_use]
     pub fn is_streaming(&self) -> bool {
         self.streaming
+    }
+
+    /// Are all buffers the client's, none prepared, none awaited?
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        let is_free = |buffer: &Buffer| buffer.state == State::Dequeued && !buffer.prepared;
+        !self.streaming && !self.waiting && self.buffers.values().all(is_free)
     }
 
     /// Type of the buffers; meaningful while there are any.
@@ -263,7 +272,7 @@ impl Queue {
         }
         match entry.state {
             State::Queued => Err(Errno::EINVAL),
-            State::Dequeued if entry.prepared => Ok(Next::Ready(entry.claims().unwrap_or_default())),
+            State::Dequeued if entry.prepared => Ok(Next::Prepared(entry.claims().unwrap_or_default())),
             State::Dequeued => entry.prepare(buffer, client),
         }
     }

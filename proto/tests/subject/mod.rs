@@ -209,7 +209,7 @@ impl Subject {
                 self.core.acquired(index, &all);
                 all
             }
-            Next::Ready(all) => all,
+            Next::Ready(all) | Next::Prepared(all) => all,
         };
         let backing = self.backing_of(index);
         let mut buffer = self.core.for_device(arg, &backing);

@@ -1,7 +1,7 @@
-//! Dma-bufs of our own, as programs bring them to a queue: from the system heap, or the exported buffer of another
-//! video device.
+//! Dma-bufs of our own, as programs bring them to a queue: from the system heap, a memfd or a DRM driver, or the exported
+//! buffer of another video device.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -16,6 +16,10 @@ use crate::video::{CAPTURE, command};
 const DMA_HEAP_IOCTL_ALLOC: u64 = 0xc018_4800;
 /// `DMA_BUF_IOCTL_SYNC` (linux/dma-buf.h)
 const DMA_BUF_IOCTL_SYNC: u64 = 0x4008_6200;
+/// `UDMABUF_CREATE` (linux/udmabuf.h)
+const UDMABUF_CREATE: u64 = 0x4018_7542;
+/// `DRM_IOCTL_PRIME_HANDLE_TO_FD` (drm/drm.h)
+const DRM_IOCTL_PRIME_HANDLE_TO_FD: u64 = 0xc00c_642d;
 /// `DMA_BUF_SYNC_READ`, and `DMA_BUF_SYNC_END` with it.
 const SYNC_READ: u64 = 1;
 const SYNC_READ_END: u64 = 1 | 4;
@@ -52,13 +56,27 @@ impl DmaBuf {
 
     /// At least `len` bytes of the system heap.
     pub fn from_heap(len: usize) -> anyhow::Result<Self> {
+        Self::from_heap_for(len, libc::O_RDWR)
+    }
+
+    /// The same, by a fd that gives no right to write.
+    pub fn from_heap_for_reading(len: usize) -> anyhow::Result<Self> {
+        Self::from_heap_for(len, libc::O_RDONLY)
+    }
+
+    fn from_heap_for(len: usize, access: i32) -> anyhow::Result<Self> {
         let heap = File::open("/dev/dma_heap/system").context("the system heap")?;
         // struct dma_heap_allocation_data: u64 len, u32 fd, u32 fd_flags, u64 heap_flags
-        let flags = u64::from((libc::O_RDWR | libc::O_CLOEXEC).cast_unsigned());
+        let flags = u64::from((access | libc::O_CLOEXEC).cast_unsigned());
         let mut request = [len.next_multiple_of(super::PAGE) as u64, flags << 32, 0];
         ioctl(heap, DMA_HEAP_IOCTL_ALLOC, &mut request).context("DMA_HEAP_IOCTL_ALLOC")?;
         // The low half of the second word; not negative.
         Self::new(owned(i32::try_from(request[1] & 0xffff_ffff)?)?)
+    }
+
+    /// Its fd.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
     }
 
     /// `VIDIOC_EXPBUF` of a capture buffer of this file.
@@ -70,6 +88,30 @@ impl DmaBuf {
         request[3] = (libc::O_RDWR | libc::O_CLOEXEC).cast_unsigned();
         ioctl(video, command::EXPBUF, &mut request).context("EXPBUF")?;
         Self::new(owned(request[4].cast_signed())?)
+    }
+
+    /// `UDMABUF_CREATE`: the first `len` bytes (whole pages) of a memfd that cannot shrink.
+    pub fn of_memfd(memfd: &File, len: usize) -> anyhow::Result<Self> {
+        let driver = OpenOptions::new().read(true).write(true).open("/dev/udmabuf")?;
+        // struct udmabuf_create: u32 memfd, u32 flags, u64 offset, u64 size
+        let number = u64::from(memfd.as_raw_fd().cast_unsigned());
+        let cloexec = 1 << 32;
+        let mut request = [number | cloexec, 0, len as u64];
+        let fd = ioctl(driver, UDMABUF_CREATE, &mut request).context("UDMABUF_CREATE")?;
+        Self::new(owned(fd)?)
+    }
+
+    /// `DRM_IOCTL_PRIME_HANDLE_TO_FD` of an object of this DRM file; `None` where the driver cannot.
+    pub fn of_drm(card: &File, handle: u32) -> anyhow::Result<Option<Self>> {
+        // struct drm_prime_handle: u32 handle, u32 flags, i32 fd
+        let mut request = [handle, (libc::O_RDWR | libc::O_CLOEXEC).cast_unsigned(), 0];
+        match ioctl(card, DRM_IOCTL_PRIME_HANDLE_TO_FD, &mut request) {
+            Err(Errno::ENOSYS) => Ok(None),
+            asked => {
+                asked.context("PRIME_HANDLE_TO_FD")?;
+                Ok(Some(Self::new(owned(request[2].cast_signed())?)?))
+            }
+        }
     }
 
     /// Bytes in all.

@@ -3,6 +3,7 @@
 mod budget;
 mod capture;
 mod cases;
+mod cheats;
 mod compliance;
 mod controls;
 #[cfg(target_arch = "x86_64")]
@@ -20,11 +21,15 @@ mod loopback;
 mod m2m;
 mod memory;
 mod nodes;
+mod observe;
+mod over_time;
+mod pinning;
 mod programs;
 mod programs32;
 mod random;
 mod read;
 mod readiness;
+mod resolve_matrix;
 mod sharing;
 mod signals;
 mod verdicts;
@@ -54,6 +59,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             readiness::TESTS,
             kill_loop::TESTS,
             lifecycle::TESTS,
+            observe::TESTS,
             kernel_log::TESTS,
         ],
         Set::Kinds => &[
@@ -76,6 +82,14 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             faults::TESTS,
             kernel_log::TESTS,
         ],
+        Set::Memory => &[
+            resolve_matrix::TESTS,
+            cheats::TESTS,
+            over_time::TESTS,
+            pinning::TESTS,
+            kernel_log::TESTS,
+        ],
+        Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],
     };
     topics.concat()
 }

@@ -1,0 +1,261 @@
+//! The path of the control socket: who may have it, and that it goes with its daemon.
+//!
+//! Several daemons run side by side, each for devices of its own, and the first has the path. What a dead one has left
+//! there is replaced, and nothing else: not a living daemon's socket, not a file of another kind. Who looks and then
+//! acts does so under a lock on the folder, so that two daemons that begin at once do not remove each other's.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr, getsockopt, sockopt::PeerCredentials,
+};
+use rustix::fs::{FlockOperation, Mode};
+
+/// How long another daemon may hold the folder's lock: it holds it for a few system calls.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why there is no control socket. Each message is one sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// A living daemon's.
+    #[error("{path} is in use by process {pid}")]
+    Taken {
+        /// As asked for.
+        path: PathBuf,
+        /// Who listens there.
+        pid: i32,
+    },
+    /// Something that a daemon has not made.
+    #[error("{0} exists and is no socket")]
+    NotSocket(PathBuf),
+    /// Another daemon begins or ends, and hangs.
+    #[error("{0} is locked by another process")]
+    Locked(PathBuf),
+    /// Anything else.
+    #[error("{path} cannot be made ({source})")]
+    System {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The path, and the socket that listens there. Dropped: the path is free.
+#[derive(Debug)]
+pub struct Claim {
+    path: PathBuf,
+    listener: UnixListener,
+    /// `st_dev` and `st_ino` of what we have made.
+    identity: (u64, u64),
+}
+
+impl Claim {
+    /// Makes the folder of `path` (0755) if need be, and a socket there that only our own user can connect to.
+    ///
+    /// # Errors
+    /// See [`ClaimError`]; nothing was taken from anybody.
+    pub fn new(path: &Path) -> Result<Self, ClaimError> {
+        let system = |source: io::Error| ClaimError::System {
+            path: path.to_owned(),
+            source,
+        };
+        let folder = folder_of(path);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(folder)
+            .map_err(system)?;
+        let _lock = lock(folder)?;
+        make_room(path)?;
+        let listener = listen(path).map_err(|errno| system(errno.into()))?;
+        let made = fs::symlink_metadata(path).map_err(system)?;
+        Ok(Self {
+            path: path.to_owned(),
+            listener,
+            identity: (made.dev(), made.ino()),
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A second handle of the listening socket, which does not block.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn listener(&self) -> io::Result<UnixListener> {
+        self.listener.try_clone()
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // Whatever goes wrong: a socket that nobody listens at is replaced by the next daemon.
+        let _lock = lock(folder_of(&self.path));
+        let ours =
+            fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "the control socket stays behind");
+        }
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Held until the file is dropped.
+fn lock(folder: &Path) -> Result<File, ClaimError> {
+    let system = |source| ClaimError::System {
+        path: folder.to_owned(),
+        source,
+    };
+    let file = File::open(folder).map_err(system)?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(ClaimError::Locked(folder.to_owned())),
+            Err(errno) => return Err(system(errno.into())),
+        }
+    }
+}
+
+/// Removes what a dead daemon has left at `path`.
+fn make_room(path: &Path) -> Result<(), ClaimError> {
+    let system = |source: io::Error| ClaimError::System {
+        path: path.to_owned(),
+        source,
+    };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(system(error)),
+        Ok(found) if !found.file_type().is_socket() => Err(ClaimError::NotSocket(path.to_owned())),
+        Ok(_) => match listening(path) {
+            Ok(pid) => Err(ClaimError::Taken {
+                path: path.to_owned(),
+                pid,
+            }),
+            Err(Errno::ECONNREFUSED) => fs::remove_file(path).map_err(system),
+            Err(errno) => Err(system(errno.into())),
+        },
+    }
+}
+
+/// The process that listens at `path`. It is asked nothing, and not waited for.
+fn listening(path: &Path) -> Result<i32, Errno> {
+    let socket = socket::socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        None,
+    )?;
+    match socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?) {
+        Ok(()) => Ok(getsockopt(&socket, PeerCredentials)?.pid()),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn listen(path: &Path) -> Result<UnixListener, Errno> {
+    let socket = socket::socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        None,
+    )?;
+    // The file that bind makes takes its mode from the socket (unix_bind_bsd in net/unix/af_unix.c): there is no moment
+    // in which it has another.
+    rustix::fs::fchmod(&socket, Mode::from_raw_mode(0o600))
+        .map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
+    socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    socket::listen(&socket, Backlog::new(16)?)?;
+    Ok(UnixListener::from(socket))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Claim, ClaimError};
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
+
+    /// A folder of this test's own, which does not exist yet.
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("vidcompat-claim-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        folder
+    }
+
+    #[test]
+    fn the_folder_is_made_only_we_may_connect_and_the_path_goes_with_the_claim() {
+        let folder = folder("new");
+        let path = folder.join("control.sock");
+        let claim = Claim::new(&path).expect("a new folder");
+        let mode = fs::metadata(&path).expect("a socket").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        drop(claim);
+        assert!(!path.exists());
+        fs::remove_dir(&folder).expect("an empty folder");
+    }
+
+    #[test]
+    fn a_living_daemons_socket_stays_and_its_process_is_named() {
+        let folder = folder("taken");
+        let path = folder.join("control.sock");
+        let first = Claim::new(&path).expect("a new folder");
+        let us = i32::try_from(std::process::id()).expect("a pid");
+        match Claim::new(&path) {
+            Err(ClaimError::Taken { pid, .. }) => assert_eq!(pid, us),
+            other => panic!("{other:?}"),
+        }
+        assert!(path.exists());
+        drop(first);
+        assert!(Claim::new(&path).is_ok());
+        fs::remove_dir(&folder).expect("an empty folder");
+    }
+
+    #[test]
+    fn a_dead_daemons_socket_is_replaced_and_a_file_of_another_kind_is_not() {
+        let folder = folder("stale");
+        fs::create_dir(&folder).expect("a new folder");
+        let path = folder.join("control.sock");
+        drop(UnixListener::bind(&path).expect("a free path"));
+        assert!(path.exists());
+        drop(Claim::new(&path).expect("nobody listens"));
+        fs::write(&path, "precious").expect("a free path");
+        assert!(matches!(Claim::new(&path), Err(ClaimError::NotSocket(_))));
+        assert_eq!(fs::read_to_string(&path).expect("still there"), "precious");
+        fs::remove_dir_all(&folder).expect("ours");
+    }
+
+    #[test]
+    fn what_stands_at_the_path_in_the_end_but_is_not_ours_stays() {
+        let folder = folder("replaced");
+        let path = folder.join("control.sock");
+        let claim = Claim::new(&path).expect("a new folder");
+        fs::remove_file(&path).expect("ours");
+        let _another = UnixListener::bind(&path).expect("a free path");
+        drop(claim);
+        assert!(path.exists());
+        fs::remove_dir_all(&folder).expect("ours");
+    }
+}

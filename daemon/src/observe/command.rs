@@ -1,0 +1,210 @@
+//! The `vidcompat` command: what can be asked, and its exit status.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+
+use super::explain::{Question, explain};
+use super::{CONTROL, ask, printable, show, show_explain};
+use crate::cli::parse_size;
+use crate::resolve::{Access, Importer, Policy, Rule};
+
+/// Shows what vidcompatd does.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "vidcompat", version, about)]
+pub struct Command {
+    /// What is asked.
+    #[command(subcommand)]
+    pub what: What,
+}
+
+/// The commands.
+#[derive(Clone, Debug, Subcommand)]
+pub enum What {
+    /// Shows the devices, open files, queues and buffers of a running vidcompatd, and how each buffer is served.
+    /// Exit status: 1 if no vidcompatd answers.
+    Status(StatusOptions),
+    /// Shows what stands behind a stretch of a process's memory, whether the kernel itself would take it as USERPTR,
+    /// and what vidcompatd would do with it. Exit status: 0 if it would be served, 1 if it would be EFAULT, 2 if it
+    /// could not be looked at.
+    Explain(ExplainOptions),
+}
+
+/// Of `status`.
+#[derive(Clone, Debug, Args)]
+pub struct StatusOptions {
+    /// One JSON object instead of a page.
+    #[arg(long)]
+    pub json: bool,
+
+    /// The control socket of the vidcompatd that is asked.
+    #[arg(long, value_name = "PATH", default_value = CONTROL)]
+    pub control: PathBuf,
+}
+
+/// Of `explain`.
+#[derive(Clone, Debug, Args)]
+pub struct ExplainOptions {
+    /// For a device that reads the memory (OUTPUT); without it, for one that fills it (CAPTURE).
+    #[arg(long)]
+    pub output: bool,
+
+    /// The kind of queue that the memory would be given to.
+    #[arg(long, value_enum, default_value_t = QueueKind::All)]
+    pub queue: QueueKind,
+
+    /// As --import of vidcompatd.
+    #[arg(long = "import", value_name = "RULE")]
+    pub imports: Vec<Rule>,
+
+    /// One JSON object instead of a page.
+    #[arg(long)]
+    pub json: bool,
+
+    /// The process.
+    pub pid: u32,
+
+    /// The first byte: a number, hexadecimal with 0x.
+    #[arg(value_parser = parse_address)]
+    pub address: u64,
+
+    /// Bytes, with K, M or G for the binary multiples.
+    #[arg(value_parser = parse_length)]
+    pub length: u32,
+}
+
+/// Kinds of queue, as `resolve::Importer` has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum QueueKind {
+    /// By the processor: vb2-vmalloc.
+    Vmalloc,
+    /// By DMA that wants one piece: vb2-dma-contig without IOMMU.
+    Contiguous,
+    /// By DMA that takes pieces: vb2-dma-sg, or with an IOMMU.
+    Scattered,
+    /// That which is not known.
+    Unknown,
+    /// Each of them.
+    All,
+}
+
+impl QueueKind {
+    fn importers(self) -> Vec<Importer> {
+        match self {
+            Self::Vmalloc => vec![Importer::Vmalloc],
+            Self::Contiguous => vec![Importer::Contiguous],
+            Self::Scattered => vec![Importer::Scattered],
+            Self::Unknown => vec![Importer::Unknown],
+            Self::All => vec![
+                Importer::Vmalloc,
+                Importer::Contiguous,
+                Importer::Scattered,
+                Importer::Unknown,
+            ],
+        }
+    }
+}
+
+fn parse_address(text: &str) -> Result<u64, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    number.map_err(|_| format!("`{text}` is no address such as 0x7f0c4a000000"))
+}
+
+fn parse_length(text: &str) -> Result<u32, String> {
+    let length = parse_size(text)?;
+    match u32::try_from(length) {
+        Ok(0) => Err("no bytes are nowhere".to_owned()),
+        Ok(length) => Ok(length),
+        Err(_) => Err("a plane is shorter than 4G".to_owned()),
+    }
+}
+
+/// What is printed, and what the shell is told.
+pub type Outcome = Result<(String, ExitCode), (String, ExitCode)>;
+
+/// Finds the answer; `Err` is a sentence for stderr.
+///
+/// # Errors
+/// There is none.
+pub fn run(command: &Command) -> Outcome {
+    match &command.what {
+        What::Status(options) => {
+            let answer = ask::status(&options.control);
+            let status = answer.map_err(|error| (printable(&error.to_string()), ExitCode::FAILURE))?;
+            let page = match options.json {
+                true => json(&status)?,
+                false => show::status(&status),
+            };
+            Ok((page, ExitCode::SUCCESS))
+        }
+        What::Explain(options) => {
+            let question = Question {
+                pid: options.pid,
+                client_addr: options.address,
+                length: options.length,
+                access: if options.output {
+                    Access::Read
+                } else {
+                    Access::Write
+                },
+                importers: options.queue.importers(),
+                policy: Policy::new(options.imports.clone()),
+            };
+            let explanation = explain(&question).map_err(|error| (error.to_string(), ExitCode::from(2)))?;
+            let page = match (options.json, question.access) {
+                (true, _) => json(&explanation)?,
+                (false, Access::Write) => show_explain::explanation(&explanation, "fills"),
+                (false, Access::Read) => show_explain::explanation(&explanation, "reads"),
+            };
+            Ok((page, ExitCode::from(u8::from(!explanation.is_served()))))
+        }
+    }
+}
+
+fn json(value: &impl Serialize) -> Result<String, (String, ExitCode)> {
+    let text = serde_json::to_string_pretty(value);
+    text.map(|text| text + "\n")
+        .map_err(|error| (error.to_string(), ExitCode::FAILURE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Command, What, parse_address, parse_length};
+    use clap::{CommandFactory, Parser};
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Command::command().debug_assert();
+    }
+
+    #[test]
+    fn addresses_and_lengths_are_read_and_nonsense_is_refused() {
+        assert_eq!(parse_address("0x7f0c4a000000"), Ok(0x7f0c_4a00_0000));
+        assert_eq!(parse_address("4096"), Ok(4096));
+        assert_eq!(parse_length("64K"), Ok(65536));
+        for nonsense in ["", "0x", "7f0c", "-1", "0x10000000000000000"] {
+            assert!(parse_address(nonsense).is_err(), "{nonsense}");
+        }
+        for nonsense in ["0", "4G", "0x1000", ""] {
+            assert!(parse_length(nonsense).is_err(), "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn explain_takes_its_three_numbers_and_what_changes_the_answer() {
+        let args = "vidcompat explain --output --queue contiguous --import memfd:*=allow 12 0x1000 8K";
+        let command = Command::try_parse_from(args.split(' ')).expect("a command");
+        let What::Explain(options) = command.what else {
+            panic!("{command:?}");
+        };
+        assert_eq!((options.pid, options.address, options.length), (12, 0x1000, 8192));
+        assert!(options.output && options.imports.len() == 1 && options.queue.importers().len() == 1);
+        assert!(Command::try_parse_from(["vidcompat", "explain", "12", "0x1000"]).is_err());
+        assert!(Command::try_parse_from(["vidcompat"]).is_err());
+    }
+}

@@ -1,0 +1,289 @@
+//! What `vidcompat status` tells, as plain data: the daemon fills it, JSON carries it, `show` prints it.
+//!
+//! Names and reasons are whole strings for people; what programs may want to count is a number or one of few words.
+//! A field that is new is given a default, so that a command and a daemon of two versions understand each other.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// A daemon.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Of vidcompatd.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// In the order in which they were given.
+    pub devices: Vec<Device>,
+}
+
+/// A real node and ours in front of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Path of the real node.
+    pub real: String,
+    /// Path of ours.
+    pub node: String,
+    /// As QUERYCAP names it.
+    pub driver: String,
+    /// As QUERYCAP names it.
+    pub card: String,
+    /// What is known of its queues so far: by buffer type ([`type_name`]) how it uses what it imports.
+    #[serde(default)]
+    pub importers: BTreeMap<String, String>,
+    /// The open files of our node.
+    pub files: Vec<File>,
+}
+
+/// An open file of our node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    /// Names it as long as it is open.
+    pub fh: u64,
+    /// The process that made the last call, if it still lives.
+    #[serde(default)]
+    pub pid: Option<u32>,
+    /// Its name.
+    #[serde(default)]
+    pub comm: Option<String>,
+    /// A call of this file has been in its driver for so long that nothing more could be found out.
+    #[serde(default)]
+    pub busy: bool,
+    /// The queues that have buffers.
+    pub queues: Vec<Queue>,
+}
+
+/// A queue with buffers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Queue {
+    /// [`type_name`]
+    pub buf_type: String,
+    /// What the client uses: `USERPTR`, `DMABUF`, `read()`, `write()`.
+    pub memory: String,
+    /// Whose memory takes what is not imported: `dma-heap`, `device's own`.
+    #[serde(default)]
+    pub provider: Option<String>,
+    /// Between STREAMON and STREAMOFF.
+    pub streaming: bool,
+    /// How the device uses what it imports, e.g. `vmalloc queue`.
+    #[serde(default)]
+    pub importer: Option<String>,
+    /// Since REQBUFS.
+    #[serde(default)]
+    pub counters: Counters,
+    /// By index.
+    pub buffers: Vec<Buffer>,
+}
+
+/// What a queue has done since its buffers were made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counters {
+    /// Buffers that went through the device.
+    pub frames: u64,
+    /// Planes of them that the device had by import: no copy.
+    pub imported: u64,
+    /// Planes that were copied.
+    pub copied: u64,
+    /// bytes
+    pub copied_bytes: u64,
+    /// Copies through the client's address space.
+    pub through_memory: u64,
+    /// Copies through a mapping of the same object.
+    pub through_object: u64,
+    /// Looks at what stands behind a pointer.
+    pub resolves: u64,
+    /// Planes for which an earlier answer still held.
+    pub remembered: u64,
+    /// Planes that could be had in no way, and copies that failed.
+    pub faults: u64,
+}
+
+/// A buffer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Buffer {
+    /// Its index.
+    pub index: u32,
+    /// `queued`, `done`, `prepared`, `dequeued`, `unknown`.
+    pub state: String,
+    /// One unless it is multi-planar; none where it has not been queued yet.
+    pub planes: Vec<Plane>,
+}
+
+/// How a plane is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum How {
+    /// It has not been queued yet.
+    #[default]
+    NotQueued,
+    /// The device has the client's own memory.
+    Imported,
+    /// The bytes are copied.
+    Copied,
+}
+
+/// A plane of a buffer: what was found when it was queued last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plane {
+    /// The client's pointer.
+    pub client_addr: u64,
+    /// bytes
+    pub length: u64,
+    /// The way.
+    pub how: How,
+    /// What stands behind the pointer, e.g. `dma-buf 17 (system)`.
+    #[serde(default)]
+    pub what: Option<String>,
+    /// Why it is copied.
+    #[serde(default)]
+    pub why: Option<String>,
+}
+
+/// The name of a `V4L2_BUF_TYPE_*`, as status tells it.
+#[must_use]
+pub fn type_name(buf_type: u32) -> String {
+    let name = match buf_type {
+        1 => "video capture",
+        2 => "video output",
+        3 => "video overlay",
+        4 => "VBI capture",
+        5 => "VBI output",
+        6 => "sliced VBI capture",
+        7 => "sliced VBI output",
+        8 => "video output overlay",
+        9 => "video capture (mplane)",
+        10 => "video output (mplane)",
+        11 => "SDR capture",
+        12 => "SDR output",
+        13 => "metadata capture",
+        14 => "metadata output",
+        other => return format!("buffer type {other}"),
+    };
+    name.to_owned()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::{Buffer, Counters, Device, File, How, Plane, Queue, Status, type_name};
+
+    /// A daemon with something of everything.
+    pub fn sample() -> Status {
+        let plane = |how, what: &str, why: Option<&str>| Plane {
+            client_addr: 0x7f0c_4a00_0000,
+            length: 614_400,
+            how,
+            what: Some(what.to_owned()),
+            why: why.map(str::to_owned),
+        };
+        let buffer = |index, state: &str, planes| Buffer {
+            index,
+            state: state.to_owned(),
+            planes,
+        };
+        let capture = Queue {
+            buf_type: type_name(1),
+            memory: "USERPTR".to_owned(),
+            provider: Some("dma-heap".to_owned()),
+            streaming: true,
+            importer: Some("vmalloc queue".to_owned()),
+            counters: Counters {
+                frames: 120,
+                imported: 116,
+                copied: 4,
+                copied_bytes: 4 * 614_400,
+                through_memory: 4,
+                through_object: 0,
+                resolves: 8,
+                remembered: 112,
+                faults: 1,
+            },
+            buffers: vec![
+                buffer(
+                    0,
+                    "queued",
+                    vec![plane(How::Imported, "dma-buf 17 (system)", None)],
+                ),
+                buffer(
+                    1,
+                    "dequeued",
+                    vec![plane(
+                        How::Copied,
+                        "anonymous memory",
+                        Some("plain memory is copied"),
+                    )],
+                ),
+                buffer(2, "dequeued", Vec::new()),
+            ],
+        };
+        let output = Queue {
+            buf_type: type_name(10),
+            memory: "USERPTR".to_owned(),
+            provider: Some("device's own".to_owned()),
+            buffers: vec![buffer(
+                0,
+                "queued",
+                vec![
+                    plane(How::Copied, "memory of [heap]", Some("plain memory is copied")),
+                    plane(How::Imported, "buffer 2 of /dev/video3", None),
+                ],
+            )],
+            ..Queue::default()
+        };
+        Status {
+            version: "0.1.0".to_owned(),
+            pid: 412,
+            devices: vec![
+                Device {
+                    real: "/dev/video0".to_owned(),
+                    node: "/dev/video64".to_owned(),
+                    driver: "vivid".to_owned(),
+                    card: "vivid".to_owned(),
+                    importers: [(type_name(1), "vmalloc queue".to_owned())].into(),
+                    files: vec![
+                        File {
+                            fh: 3,
+                            pid: Some(812),
+                            comm: Some("capture\u{1b}[2J".to_owned()),
+                            busy: false,
+                            queues: vec![capture, output],
+                        },
+                        File {
+                            fh: 4,
+                            busy: true,
+                            ..File::default()
+                        },
+                    ],
+                },
+                Device {
+                    real: "/dev/video1".to_owned(),
+                    node: "/dev/video65".to_owned(),
+                    driver: "vivid".to_owned(),
+                    card: "vivid".to_owned(),
+                    ..Device::default()
+                },
+            ],
+        }
+    }
+
+    #[test]
+    fn json_there_and_back_is_the_same_status() {
+        let text = serde_json::to_string(&sample()).expect("plain data");
+        let back: Status = serde_json::from_str(&text).expect("what we wrote");
+        assert_eq!(back, sample());
+        assert!(
+            text.contains(r#""how":"imported""#) && text.contains(r#""how":"not-queued""#),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_newer_and_an_older_daemon_are_understood() {
+        let text = r#"{"version":"9","pid":1,"news":[],"devices":[{"real":"a","node":"b","driver":"c","card":"d",
+            "files":[{"fh":1,"queues":[{"buf_type":"video capture","memory":"USERPTR","streaming":true,
+            "counters":{"frames":2,"more":1},"buffers":[]}]}]}]}"#;
+        let status: Status = serde_json::from_str(text).expect("a status");
+        assert_eq!(status.devices[0].files[0].queues[0].counters.frames, 2);
+    }
+}

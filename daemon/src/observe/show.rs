@@ -1,0 +1,243 @@
+//! A status as a page for people: a line for each device, open file, queue and buffer, the most telling first, no line
+//! longer than [`WIDTH`].
+
+use std::fmt::Write;
+
+use super::model::{Buffer, Counters, Device, File, How, Plane, Queue, Status};
+use super::printable;
+
+/// Columns.
+pub const WIDTH: usize = 100;
+
+/// The page, with a line feed at the end of each line.
+#[must_use]
+pub fn status(status: &Status) -> String {
+    let mut page = Page::default();
+    page.line(
+        0,
+        &format!(
+            "vidcompatd {}, process {}, {}",
+            status.version,
+            status.pid,
+            count(status.devices.len(), "device")
+        ),
+    );
+    for each in &status.devices {
+        page.0.push('\n');
+        device(&mut page, each);
+    }
+    page.0
+}
+
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn line(&mut self, indent: usize, text: &str) {
+        let mut line = " ".repeat(indent);
+        line.push_str(printable(text).trim_end());
+        if line.chars().count() > WIDTH {
+            let kept: String = line.chars().take(WIDTH - 3).collect();
+            line = kept + "...";
+        }
+        // Into a string: that cannot fail.
+        let _ = writeln!(self.0, "{line}");
+    }
+}
+
+fn device(page: &mut Page, device: &Device) {
+    let name = match device.card == device.driver {
+        true => device.driver.clone(),
+        false => format!("{}, {}", device.driver, device.card),
+    };
+    let files = match device.files.len() {
+        0 => "not open".to_owned(),
+        number => count(number, "open file"),
+    };
+    page.line(
+        0,
+        &format!("{} for {} ({name}): {files}", device.node, device.real),
+    );
+    for (buf_type, importer) in &device.importers {
+        page.line(2, &format!("{buf_type}: {importer}"));
+    }
+    for each in &device.files {
+        file(page, each);
+    }
+}
+
+fn file(page: &mut Page, file: &File) {
+    let client = match (file.pid, &file.comm) {
+        (Some(pid), Some(comm)) => format!("process {pid} ({comm})"),
+        (Some(pid), None) => format!("process {pid}"),
+        (None, _) => "its process is gone".to_owned(),
+    };
+    let state = match (file.busy, file.queues.is_empty()) {
+        (true, _) => ", in a call of its driver",
+        (false, true) => ", no buffers",
+        (false, false) => "",
+    };
+    page.line(2, &format!("file {}: {client}{state}", file.fh));
+    for each in &file.queues {
+        queue(page, each);
+    }
+}
+
+fn queue(page: &mut Page, queue: &Queue) {
+    let mut facts = vec![queue.memory.clone(), count(queue.buffers.len(), "buffer")];
+    facts.push(
+        if queue.streaming {
+            "streaming"
+        } else {
+            "not streaming"
+        }
+        .to_owned(),
+    );
+    facts.extend(queue.importer.clone());
+    facts.extend(
+        queue
+            .provider
+            .iter()
+            .map(|provider| format!("copies by way of {provider}")),
+    );
+    page.line(4, &format!("{}: {}", queue.buf_type, facts.join(", ")));
+    for line in counters(&queue.counters) {
+        page.line(6, &line);
+    }
+    for each in &queue.buffers {
+        buffer(page, each);
+    }
+}
+
+fn counters(counters: &Counters) -> Vec<String> {
+    let Counters {
+        frames,
+        imported,
+        copied,
+        copied_bytes,
+        through_memory,
+        through_object,
+        resolves,
+        remembered,
+        faults,
+    } = *counters;
+    if *counters == Counters::default() {
+        return Vec::new();
+    }
+    let mut lines = vec![
+        format!(
+            "{} frames, {imported} imported, {copied} copied ({}: {through_memory} through memory, {through_object} \
+             through an object)",
+            frames,
+            size(copied_bytes)
+        ),
+        format!("{resolves} times looked behind a pointer, {remembered} times remembered"),
+    ];
+    if faults != 0 {
+        lines.push(format!("{faults} times memory could not be reached"));
+    }
+    lines
+}
+
+fn buffer(page: &mut Page, buffer: &Buffer) {
+    for (number, plane) in buffer.planes.iter().enumerate() {
+        let (index, state) = match (buffer.planes.len(), number) {
+            (1, _) => (buffer.index.to_string(), &*buffer.state),
+            (_, 0) => (format!("{}.0", buffer.index), &*buffer.state),
+            _ => (format!("{}.{number}", buffer.index), ""),
+        };
+        page.line(6, &format!("{index:<5}{state:<9} {}", way(plane)));
+    }
+    if buffer.planes.is_empty() {
+        page.line(
+            6,
+            &format!("{:<5}{:<9} not queued yet", buffer.index, buffer.state),
+        );
+    }
+}
+
+fn way(plane: &Plane) -> String {
+    let what = plane.what.as_deref().unwrap_or("?");
+    match (plane.how, &plane.why) {
+        (How::NotQueued, _) => "not queued yet".to_owned(),
+        (How::Imported, _) => format!("imported  {what}"),
+        (How::Copied, None) => format!("copied    {what}"),
+        (How::Copied, Some(why)) => format!("copied    {what}: {why}"),
+    }
+}
+
+fn count(number: usize, what: &str) -> String {
+    match number {
+        1 => format!("1 {what}"),
+        number => format!("{number} {what}s"),
+    }
+}
+
+/// With a binary multiple, and one digit behind the point.
+fn size(bytes: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let Some(unit) = (1..=units.len()).rev().find(|unit| bytes >> (10 * unit) != 0) else {
+        return format!("{bytes} B");
+    };
+    let shift = 10 * unit;
+    // Not rounded up: 1023.99 KiB are not 1024.0.
+    let tenths = (u128::from(bytes) * 10) >> shift;
+    format!("{}.{} {}", tenths / 10, tenths % 10, units[unit - 1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::tests::sample;
+    use super::{WIDTH, size, status};
+
+    #[test]
+    fn a_page_shows_every_buffer_and_what_became_of_it() {
+        let expected = "\
+vidcompatd 0.1.0, process 412, 2 devices
+
+/dev/video64 for /dev/video0 (vivid): 2 open files
+  video capture: vmalloc queue
+  file 3: process 812 (capture\\u{1b}[2J)
+    video capture: USERPTR, 3 buffers, streaming, vmalloc queue, copies by way of dma-heap
+      120 frames, 116 imported, 4 copied (2.3 MiB: 4 through memory, 0 through an object)
+      8 times looked behind a pointer, 112 times remembered
+      1 times memory could not be reached
+      0    queued    imported  dma-buf 17 (system)
+      1    dequeued  copied    anonymous memory: plain memory is copied
+      2    dequeued  not queued yet
+    video output (mplane): USERPTR, 1 buffer, not streaming, copies by way of device's own
+      0.0  queued    copied    memory of [heap]: plain memory is copied
+      0.1            imported  buffer 2 of /dev/video3
+  file 4: its process is gone, in a call of its driver
+
+/dev/video65 for /dev/video1 (vivid): not open
+";
+        assert_eq!(status(&sample()), expected);
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_cut_and_says_so() {
+        let mut long = sample();
+        long.devices[0].files[0].queues[0].buffers[0].planes[0].what = Some("ä".repeat(300));
+        let page = status(&long);
+        assert!(page.lines().all(|line| line.chars().count() <= WIDTH));
+        assert!(
+            page.lines()
+                .any(|line| line.chars().count() == WIDTH && line.ends_with("ä..."))
+        );
+    }
+
+    #[test]
+    fn sizes_have_binary_multiples() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            ((1 << 20) - 1, "1023.9 KiB"),
+            (5 << 29, "2.5 GiB"),
+            (u64::MAX, "15.9 EiB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What `vidcompat status` tells of an open file.
+//!
+//! Whoever asks waits for no driver: where a call holds the session for long, the file is told as busy.
+
+use std::sync::{MutexGuard, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vidcompat_proto::abi::v4l2::{PlanarBuffer, buf_flag};
+use vidcompat_proto::ioctl::QueueOp;
+
+use super::queues::{QueueState, Slot};
+use super::serve::{How, Way};
+use super::{Session, State};
+use crate::observe::model;
+
+/// How long a call of the client may hold the session meanwhile.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+impl Session {
+    /// The queues that have buffers; `None`: a call has held the session for too long.
+    pub fn status(&self) -> Option<Vec<model::Queue>> {
+        let mut state = self.lock_soon()?;
+        let queues = state.queues.each_mut().into_iter();
+        Some(queues.filter_map(|queue| self.queue_status(queue)).collect())
+    }
+
+    fn lock_soon(&self) -> Option<MutexGuard<'_, State>> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match self.state.try_lock() {
+                Ok(state) => return Some(state),
+                Err(TryLockError::Poisoned(state)) => return Some(state.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() < end => {
+                    thread::sleep(Duration::from_millis(1))
+                }
+                Err(TryLockError::WouldBlock) => return None,
+            }
+        }
+    }
+
+    fn queue_status(&self, queue: &QueueState) -> Option<model::Queue> {
+        let imports = queue.imports.is_some();
+        if queue.core.is_empty() && !imports {
+            return None;
+        }
+        let buf_type = queue.core.buf_type();
+        let buffer = |(index, slot): (&u32, &Slot)| model::Buffer {
+            index: *index,
+            state: self.buffer_state(buf_type, *index).to_owned(),
+            planes: slot.ways.iter().map(|way| plane_status(way)).collect(),
+        };
+        Some(model::Queue {
+            buf_type: model::type_name(buf_type),
+            memory: if imports { "DMABUF" } else { "USERPTR" }.to_owned(),
+            provider: queue.provider.map(|provider| provider.to_string()),
+            streaming: queue.core.is_streaming(),
+            importer: queue.importer.map(|importer| importer.to_string()),
+            counters: queue.counters.model(),
+            buffers: queue.slots.iter().map(buffer).collect(),
+        })
+    }
+
+    /// As the device's flags say.
+    fn buffer_state(&self, buf_type: u32, index: u32) -> &'static str {
+        let mut buffer = PlanarBuffer::blank(buf_type, index);
+        let known = self.node.buffer_ioctl(QueueOp::Querybuf, &mut buffer);
+        let has = |flag| buffer.head.flags & flag != 0;
+        match known {
+            Err(_) => "unknown",
+            Ok(()) if has(buf_flag::QUEUED) => "queued",
+            Ok(()) if has(buf_flag::DONE) => "done",
+            Ok(()) if has(buf_flag::PREPARED) => "prepared",
+            Ok(()) => "dequeued",
+        }
+    }
+}
+
+fn plane_status(way: &Way) -> model::Plane {
+    let (how, why) = match &way.how {
+        How::Import(_) => (model::How::Imported, None),
+        How::Copy { why, .. } => (model::How::Copied, Some(why.clone())),
+    };
+    model::Plane {
+        client_addr: way.claim.client_addr,
+        length: u64::from(way.claim.length),
+        how,
+        what: Some(way.what()),
+        why,
+    }
+}

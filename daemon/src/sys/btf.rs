@@ -1,0 +1,147 @@
+//! The kernel's own type information (`/sys/kernel/btf/vmlinux`, Documentation/bpf/btf.rst): numbers of functions, and
+//! where fields lie. Only what [`super::vma_object`] asks.
+
+/// The bytes of a BTF blob, cut into types and names.
+pub struct Btf<'a> {
+    types: Vec<Type<'a>>,
+    strings: &'a [u8],
+}
+
+/// One type: its number, and the words that describe it.
+struct Type<'a> {
+    id: u32,
+    name: u32,
+    kind: u32,
+    has_bitfields: bool,
+    members: &'a [u8],
+}
+
+const STRUCT: u32 = 4;
+const UNION: u32 = 5;
+const FUNC: u32 = 12;
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..at.checked_add(4)?)?;
+    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+}
+
+fn types(types: &[u8]) -> impl Iterator<Item = Type<'_>> {
+    let mut at = 0;
+    // 0 is `void`.
+    (1..).map_while(move |id| {
+        let info = word(types, at + 4)?;
+        let count = usize::try_from(info & 0xffff).ok()?;
+        let kind = info >> 24 & 0x1f;
+        let behind = match kind {
+            1 | 14 | 17 => 4,
+            3 => 12,
+            STRUCT | UNION | 15 | 19 => count * 12,
+            6 | 13 => count * 8,
+            _ => 0,
+        };
+        let found = Type {
+            id,
+            name: word(types, at)?,
+            kind,
+            has_bitfields: info >> 31 == 1,
+            members: types.get(at + 12..at + 12 + behind)?,
+        };
+        at += 12 + behind;
+        Some(found)
+    })
+}
+
+impl<'a> Btf<'a> {
+    /// `None` for what is no BTF of this machine's byte order.
+    pub fn parse(blob: &'a [u8]) -> Option<Self> {
+        const MAGIC: u32 = 0xeb9f;
+        let at = |number: usize| word(blob, number).and_then(|value| usize::try_from(value).ok());
+        if word(blob, 0)? & 0xffff != MAGIC {
+            return None;
+        }
+        let header = at(4)?;
+        let part = |offset: usize, len: usize| {
+            let start = header.checked_add(offset)?;
+            blob.get(start..start.checked_add(len)?)
+        };
+        Some(Self {
+            types: types(part(at(8)?, at(12)?)?).collect(),
+            strings: part(at(16)?, at(20)?)?,
+        })
+    }
+
+    fn is_named(&self, name: u32, wanted: &str) -> bool {
+        let start = usize::try_from(name).unwrap_or(usize::MAX);
+        let rest = self.strings.get(start..).unwrap_or_default();
+        rest.strip_prefix(wanted.as_bytes())
+            .is_some_and(|rest| rest.first() == Some(&0))
+    }
+
+    /// The number of a function.
+    pub fn function(&self, name: &str) -> Option<u32> {
+        let mut types = self.types.iter();
+        types
+            .find(|each| each.kind == FUNC && self.is_named(each.name, name))
+            .map(|each| each.id)
+    }
+
+    /// Where the field lies in the struct, in bytes; also within structs and unions without a name.
+    pub fn field(&self, of_struct: &str, field: &str) -> Option<u16> {
+        let found = self
+            .types
+            .iter()
+            .find(|each| each.kind == STRUCT && self.is_named(each.name, of_struct))?;
+        u16::try_from(self.bit_in(found, field, 0)? / 8).ok()
+    }
+
+    fn bit_in(&self, of: &Type<'_>, field: &str, depth: u32) -> Option<u32> {
+        // The kernel's structs nest a few times; a blob that nests for ever is none of the kernel's.
+        if depth > 16 || !matches!(of.kind, STRUCT | UNION) {
+            return None;
+        }
+        of.members.chunks_exact(12).find_map(|member| {
+            let (name, of_type, offset) = (word(member, 0)?, word(member, 4)?, word(member, 8)?);
+            let offset = if of.has_bitfields {
+                offset & 0x00ff_ffff
+            } else {
+                offset
+            };
+            if name != 0 && self.is_named(name, field) {
+                return Some(offset);
+            }
+            if name != 0 && !self.is_named(name, "") {
+                return None;
+            }
+            let inner = self.types.get(usize::try_from(of_type).ok()?.checked_sub(1)?)?;
+            Some(offset + self.bit_in(inner, field, depth + 1)?)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Btf;
+
+    #[test]
+    fn what_is_no_btf_has_nothing() {
+        assert!(Btf::parse(b"").is_none());
+        assert!(Btf::parse(&[0; 64]).is_none());
+        let mut cut = vec![0x9f, 0xeb, 1, 0, 24, 0, 0, 0];
+        cut.extend([0xff; 16]);
+        assert!(Btf::parse(&cut).is_none());
+    }
+
+    #[test]
+    fn fields_of_this_machines_kernel_are_found_also_in_structs_without_a_name() {
+        let Ok(blob) = std::fs::read("/sys/kernel/btf/vmlinux") else {
+            return;
+        };
+        let btf = Btf::parse(&blob).expect("the kernel's own");
+        assert_eq!(btf.field("list_head", "prev"), Some(8));
+        assert_eq!(btf.field("list_head", "none"), None);
+        assert_eq!(btf.field("no such struct", "prev"), None);
+        // In an anonymous struct in an anonymous union since 6.1.
+        assert_eq!(btf.field("vm_area_struct", "vm_end"), Some(8));
+        assert_eq!(btf.function("no such function"), None);
+    }
+}
