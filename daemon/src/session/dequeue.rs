@@ -212,6 +212,7 @@ impl Session {
         let way = served.ways.get(at).ok_or(MemoryFault::Fault)?;
         if way.backing().is_some() {
             way.sync(CpuUse::Read);
+            way.show();
             // Of a frame that the driver calls damaged nothing need have arrived.
             let arrived = (!served.damaged).then(|| way.arrived(delivery.bytes as usize));
             return match arrived.flatten() {

@@ -222,6 +222,16 @@ impl Way {
         }
     }
 
+    /// A frame has arrived: a screen that shows the memory and has to be told is told.
+    pub(super) fn show(&self) {
+        if let How::Import(importable) = &self.how
+            && let Some(flush) = &importable.flush
+            && let Err(error) = flush.run()
+        {
+            tracing::debug!(%error, "a frame is in a framebuffer's memory, but may not be shown");
+        }
+    }
+
     /// Copies the first `len` bytes of `source` to the client's memory.
     ///
     /// # Errors
