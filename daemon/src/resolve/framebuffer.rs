@@ -18,7 +18,7 @@ use nix::sys::stat::{major, minor};
 
 use super::client_file;
 use super::flush::Flush;
-use super::{CopyBy, Found, Importable, Kind, Look};
+use super::{Access, CopyBy, Found, Importable, Kind, Look};
 use crate::sys::{self, Vma};
 
 /// `FB_MAJOR` (linux/major.h)
@@ -59,8 +59,12 @@ impl Kind for Framebuffer {
         let import = match &id {
             _ if !has_pages => Err("a framebuffer of device memory is copied".to_owned()),
             None => Err("nothing is known of its memory".to_owned()),
-            Some((file, memory)) => import(look, number, range.start, place, memory.pitch)
-                .and_then(|object| shown(object, file, place, length)),
+            Some((file, memory)) => {
+                import(look, number, range.start, place, memory.pitch).and_then(|object| match look.access {
+                    Access::Write => shown(object, file, place, length),
+                    Access::Read => Ok(object),
+                })
+            }
         };
         let what = match &id {
             Some((_, memory)) => format!("{} ({})", String::from_utf8_lossy(&vma.name), memory.id),
