@@ -7,7 +7,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use super::explain::{Question, explain};
-use super::{CONTROL, ask, printable, show, show_explain};
+use super::page::printable;
+use super::{CONTROL, ask, show, show_explain};
 use crate::cli::parse_size;
 use crate::resolve::{Access, Importer, Policy, Rule};
 

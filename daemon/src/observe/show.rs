@@ -1,13 +1,7 @@
-//! A status as a page for people: a line for each device, open file, queue and buffer, the most telling first, no line
-//! longer than [`WIDTH`].
-
-use std::fmt::Write;
+//! A status as a page for people: a line for each device, open file, queue and buffer, the most telling first.
 
 use super::model::{Buffer, Counters, Device, File, How, Plane, Queue, Status};
-use super::printable;
-
-/// Columns.
-pub const WIDTH: usize = 100;
+use super::page::Page;
 
 /// The page, with a line feed at the end of each line.
 #[must_use]
@@ -15,6 +9,7 @@ pub fn status(status: &Status) -> String {
     let mut page = Page::default();
     page.line(
         0,
+        4,
         &format!(
             "vidcompatd {}, process {}, {}",
             status.version,
@@ -23,26 +18,10 @@ pub fn status(status: &Status) -> String {
         ),
     );
     for each in &status.devices {
-        page.0.push('\n');
+        page.gap();
         device(&mut page, each);
     }
-    page.0
-}
-
-#[derive(Default)]
-struct Page(String);
-
-impl Page {
-    fn line(&mut self, indent: usize, text: &str) {
-        let mut line = " ".repeat(indent);
-        line.push_str(printable(text).trim_end());
-        if line.chars().count() > WIDTH {
-            let kept: String = line.chars().take(WIDTH - 3).collect();
-            line = kept + "...";
-        }
-        // Into a string: that cannot fail.
-        let _ = writeln!(self.0, "{line}");
-    }
+    page.into_text()
 }
 
 fn device(page: &mut Page, device: &Device) {
@@ -56,11 +35,9 @@ fn device(page: &mut Page, device: &Device) {
     };
     page.line(
         0,
+        4,
         &format!("{} for {} ({name}): {files}", device.node, device.real),
     );
-    for (buf_type, importer) in &device.importers {
-        page.line(2, &format!("{buf_type}: {importer}"));
-    }
     for each in &device.files {
         file(page, each);
     }
@@ -77,7 +54,7 @@ fn file(page: &mut Page, file: &File) {
         (false, true) => ", no buffers",
         (false, false) => "",
     };
-    page.line(2, &format!("file {}: {client}{state}", file.fh));
+    page.line(2, 6, &format!("file {}: {client}{state}", file.fh));
     for each in &file.queues {
         queue(page, each);
     }
@@ -98,11 +75,11 @@ fn queue(page: &mut Page, queue: &Queue) {
         queue
             .provider
             .iter()
-            .map(|provider| format!("copies by way of {provider}")),
+            .map(|provider| format!("copies by {provider}")),
     );
-    page.line(4, &format!("{}: {}", queue.buf_type, facts.join(", ")));
+    page.line(4, 8, &format!("{}: {}", queue.buf_type, facts.join(", ")));
     for line in counters(&queue.counters) {
-        page.line(6, &line);
+        page.line(6, 8, &line);
     }
     for each in &queue.buffers {
         buffer(page, each);
@@ -146,11 +123,12 @@ fn buffer(page: &mut Page, buffer: &Buffer) {
             (_, 0) => (format!("{}.0", buffer.index), &*buffer.state),
             _ => (format!("{}.{number}", buffer.index), ""),
         };
-        page.line(6, &format!("{index:<5}{state:<9} {}", way(plane)));
+        page.line(6, 31, &format!("{index:<5}{state:<9} {}", way(plane)));
     }
     if buffer.planes.is_empty() {
         page.line(
             6,
+            31,
             &format!("{:<5}{:<9} not queued yet", buffer.index, buffer.state),
         );
     }
@@ -188,7 +166,8 @@ fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::model::tests::sample;
-    use super::{WIDTH, size, status};
+    use super::super::page::WIDTH;
+    use super::{size, status};
 
     #[test]
     fn a_page_shows_every_buffer_and_what_became_of_it() {
@@ -196,16 +175,15 @@ mod tests {
 vidcompatd 0.1.0, process 412, 2 devices
 
 /dev/video64 for /dev/video0 (vivid): 2 open files
-  video capture: vmalloc queue
   file 3: process 812 (capture\\u{1b}[2J)
-    video capture: USERPTR, 3 buffers, streaming, vmalloc queue, copies by way of dma-heap
+    video capture: USERPTR, 3 buffers, streaming, vmalloc queue, copies by dma-heap
       120 frames, 116 imported, 4 copied (2.3 MiB: 4 through memory, 0 through an object)
       8 times looked behind a pointer, 112 times remembered
       1 times memory could not be reached
       0    queued    imported  dma-buf 17 (system)
       1    dequeued  copied    anonymous memory: plain memory is copied
       2    dequeued  not queued yet
-    video output (mplane): USERPTR, 1 buffer, not streaming, copies by way of device's own
+    video output (mplane): USERPTR, 1 buffer, not streaming, copies by device's own
       0.0  queued    copied    memory of [heap]: plain memory is copied
       0.1            imported  buffer 2 of /dev/video3
   file 4: its process is gone, in a call of its driver
@@ -216,15 +194,18 @@ vidcompatd 0.1.0, process 412, 2 devices
     }
 
     #[test]
-    fn a_line_that_is_too_long_is_cut_and_says_so() {
+    fn a_long_reason_goes_on_below_what_it_is_about() {
         let mut long = sample();
-        long.devices[0].files[0].queues[0].buffers[0].planes[0].what = Some("ä".repeat(300));
+        let plane = &mut long.devices[0].files[0].queues[0].buffers[1].planes[0];
+        plane.what = Some("buffer 1 of /dev/video2".to_owned());
+        plane.why = Some("videobuf2_vmalloc is not imported into contiguous queue".to_owned());
         let page = status(&long);
+        let expected = "
+      1    dequeued  copied    buffer 1 of /dev/video2: videobuf2_vmalloc is not imported into
+                               contiguous queue
+";
+        assert!(page.contains(expected), "{page}");
         assert!(page.lines().all(|line| line.chars().count() <= WIDTH));
-        assert!(
-            page.lines()
-                .any(|line| line.chars().count() == WIDTH && line.ends_with("ä..."))
-        );
     }
 
     #[test]

@@ -1,9 +1,7 @@
 //! An explanation as a page for people: a block for each mapping, then what becomes of the whole.
 
-use std::fmt::Write;
-
 use super::explain::{Explanation, Mapping, Outcome, Way};
-use super::printable;
+use super::page::Page;
 
 /// The page, with a line feed at the end of each line. `doing` says what the device would do with the memory.
 #[must_use]
@@ -15,20 +13,20 @@ pub fn explanation(explanation: &Explanation, doing: &str) -> String {
         mappings,
         hole,
     } = explanation;
-    let mut page = String::new();
+    let mut page = Page::default();
     line(
         &mut page,
         &format!("process {pid}: {length} bytes from {client_addr:#x}, which a device {doing}"),
     );
     for each in mappings {
-        page.push('\n');
+        page.gap();
         mapping(&mut page, each);
     }
     if let Some(hole) = hole {
-        page.push('\n');
+        page.gap();
         line(&mut page, &format!("nothing is mapped from {hole:#x} on: EFAULT"));
     } else if mappings.len() > 1 {
-        page.push('\n');
+        page.gap();
         line(
             &mut page,
             &format!("the range lies in {} mappings", mappings.len()),
@@ -44,15 +42,15 @@ pub fn explanation(explanation: &Explanation, doing: &str) -> String {
         };
         line(&mut page, &format!("  here: {served}"));
     }
-    page
+    page.into_text()
 }
 
-fn line(page: &mut String, text: &str) {
-    // Into a string: that cannot fail.
-    let _ = writeln!(page, "{}", printable(text).trim_end());
+fn line(page: &mut Page, text: &str) {
+    let words = text.trim_start();
+    page.line(text.len() - words.len(), 6, words);
 }
 
-fn mapping(page: &mut String, mapping: &Mapping) {
+fn mapping(page: &mut Page, mapping: &Mapping) {
     let Mapping {
         start,
         end,
@@ -78,7 +76,7 @@ fn mapping(page: &mut String, mapping: &Mapping) {
     );
     for (queues, outcome) in grouped(outcomes) {
         let text = because(words(outcome.way), outcome.why.as_deref());
-        line(page, &format!("  {queues}: {text}"));
+        line(page, &format!("  {}: {text}", queues.join(", ")));
     }
 }
 
@@ -99,25 +97,34 @@ fn words(way: Way) -> &'static str {
 }
 
 /// Kinds of queue with the same outcome in one line.
-fn grouped(outcomes: &[Outcome]) -> Vec<(String, &Outcome)> {
-    let mut groups: Vec<(String, &Outcome)> = Vec::new();
+fn grouped(outcomes: &[Outcome]) -> Vec<(Vec<&str>, Outcome)> {
+    let mut groups: Vec<(Vec<&str>, Outcome)> = Vec::new();
     for outcome in outcomes {
         let same = groups
             .iter_mut()
-            .find(|(_, first)| (first.way, &first.why) == (outcome.way, &outcome.why));
+            .find(|(queues, first)| first.way == outcome.way && is_same_reason(queues[0], first, outcome));
         match same {
-            Some((queues, _)) => {
-                *queues += ", ";
-                *queues += &outcome.queue;
+            Some((queues, first)) => {
+                first.why = first.why.as_ref().map(|why| why.replace(queues[0], SUCH));
+                queues.push(&outcome.queue);
             }
-            None => groups.push((outcome.queue.clone(), outcome)),
+            None => groups.push((vec![&outcome.queue], outcome.clone())),
         }
     }
     match &mut groups[..] {
-        [(queues, _)] if outcomes.len() > 1 => "any queue".clone_into(queues),
+        [(queues, _)] if queues.len() > 1 => *queues = vec!["any queue"],
         _ => {}
     }
     groups
+}
+
+/// For the kind of queue in a reason that several have.
+const SUCH: &str = "such a queue";
+
+/// Does `outcome` have the reason of `first`, whose queue is `queue`, with its own queue in it?
+fn is_same_reason(queue: &str, first: &Outcome, outcome: &Outcome) -> bool {
+    let of_any = |why: &Option<String>, queue: &str| why.as_ref().map(|why| why.replace(queue, SUCH));
+    of_any(&first.why, queue) == of_any(&outcome.why, &outcome.queue)
 }
 
 #[cfg(test)]
@@ -178,6 +185,34 @@ process 812: 614400 bytes from 0x7f0000000000, which a device fills
   contiguous queue: copied through the object (forbidden)
 ";
         assert_eq!(page, expected);
+    }
+
+    #[test]
+    fn reasons_that_differ_in_the_queue_alone_are_one() {
+        let mut memfd = dma_buf();
+        let copied = |queue: &str| {
+            let why = format!("memfd is not imported into {queue}");
+            outcome(queue, Way::CopiedThroughMemory, Some(&why))
+        };
+        memfd.outcomes = ["vmalloc queue", "scattered queue", "unknown queue"]
+            .map(copied)
+            .into();
+        let mut asked = Explanation {
+            pid: 812,
+            client_addr: 0x7f00_0000_0000,
+            length: 614_400,
+            mappings: vec![memfd],
+            hole: None,
+        };
+        let page = explanation(&asked, "fills");
+        let expected =
+            "any queue: copied through the client's memory (memfd is not imported into such a queue)\n";
+        assert!(page.contains(expected), "{page}");
+        // One queue alone is named.
+        asked.mappings[0].outcomes.truncate(1);
+        let page = explanation(&asked, "fills");
+        assert!(page.contains("vmalloc queue: copied"), "{page}");
+        assert!(page.contains("into vmalloc queue)"), "{page}");
     }
 
     #[test]

@@ -146,6 +146,7 @@ impl Object {
             inode: vma.inode,
             size: self.size,
             offset: place,
+            flush: None,
         });
         Some(Found {
             what,

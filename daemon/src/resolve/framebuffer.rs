@@ -17,7 +17,8 @@ use std::sync::Arc;
 use nix::sys::stat::{major, minor};
 
 use super::client_file;
-use super::{CopyBy, Found, Importable, Kind, Look};
+use super::flush::Flush;
+use super::{Access, CopyBy, Found, Importable, Kind, Look};
 use crate::sys::{self, Vma};
 
 /// `FB_MAJOR` (linux/major.h)
@@ -58,7 +59,12 @@ impl Kind for Framebuffer {
         let import = match &id {
             _ if !has_pages => Err("a framebuffer of device memory is copied".to_owned()),
             None => Err("nothing is known of its memory".to_owned()),
-            Some((file, memory)) => import(look, number, range.start, place, memory.pitch, file),
+            Some((file, memory)) => {
+                import(look, number, range.start, place, memory.pitch).and_then(|object| match look.access {
+                    Access::Write => shown(object, file, place, length),
+                    Access::Read => Ok(object),
+                })
+            }
         };
         let what = match &id {
             Some((_, memory)) => format!("{} ({})", String::from_utf8_lossy(&vma.name), memory.id),
@@ -100,7 +106,6 @@ fn import(
     client_addr: u64,
     place: u64,
     pitch: u32,
-    file: &Arc<File>,
 ) -> Result<Importable, String> {
     look.may_import(EXPORTER)?;
     let device = format!("/sys/dev/char/{MAJOR}:{number}/device");
@@ -121,6 +126,17 @@ fn import(
         exporter,
         size,
         offset: offset + place,
+        flush: None,
+    })
+}
+
+/// What a device writes to the object nobody notices: a driver that has to be told of changes (a virtual card, one on
+/// USB) finds out by write faults in mappings of the framebuffer device. It is told by faults in ours.
+fn shown(object: Importable, file: &Arc<File>, place: u64, length: u64) -> Result<Importable, String> {
+    let flush = Flush::of(file, place, length).map_err(|error| format!("it could not be shown: {error}"))?;
+    Ok(Importable {
+        flush: Some(Arc::new(flush)),
+        ..object
     })
 }
 

@@ -94,6 +94,7 @@ fn importable(look: &Look<'_>, dma_buf: &OwnedFd, place: u64) -> Result<Importab
         exporter,
         size,
         offset: place,
+        flush: None,
     })
 }
 

@@ -77,6 +77,7 @@ fn import(look: &Look<'_>, vma: &Vma, range: &Range<u64>) -> Result<Importable, 
         inode,
         size,
         offset: 0,
+        flush: None,
     })
 }
 

@@ -15,6 +15,7 @@
 mod client_file;
 mod device;
 mod dma_buf;
+mod flush;
 mod framebuffer;
 mod gem;
 mod memfd;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 use crate::client::BlockedThread;
 use crate::sys::{MemoryFault, Vma};
 
+pub use flush::Flush;
 pub use own::OwnBuffers;
 pub use policy::{Importer, Policy, PolicyError, Rule, Verdict};
 pub use witness::Witness;
@@ -87,6 +89,8 @@ pub struct Importable {
     pub size: u64,
     /// Where in it the first byte of the stretch lies. A driver can only begin at 0.
     pub offset: u64,
+    /// To be run after each frame that a device has written there; for a framebuffer.
+    pub flush: Option<Arc<Flush>>,
 }
 
 /// How bytes are copied to and from a stretch.

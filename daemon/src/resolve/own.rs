@@ -57,6 +57,7 @@ impl Kind for Own {
                 inode: vma.inode,
                 size,
                 offset,
+                flush: None,
             }),
             copy: Ok(CopyBy::Object {
                 file,

@@ -85,6 +85,7 @@ impl Kind for V4l2Buffer {
                 inode: known.inode,
                 size: known.size,
                 offset: place,
+                flush: None,
             })
         });
         let copy = match look.client.touch(range.start) {

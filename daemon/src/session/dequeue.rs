@@ -14,7 +14,7 @@ use super::{Blocking, BoxedWaiter, Requester, Session, State};
 use crate::client::{BlockedThread, Client};
 use crate::memory::BounceBuffer;
 use crate::resolve::Importer;
-use crate::sys::{CpuUse, MemoryFault};
+use crate::sys::MemoryFault;
 
 /// One that sleeps in DQBUF, and the thread of its client that is blocked in it, where we can name that.
 pub(super) struct Dequeuer {
@@ -211,7 +211,7 @@ impl Session {
         let Served { client, counters, .. } = served;
         let way = served.ways.get(at).ok_or(MemoryFault::Fault)?;
         if way.backing().is_some() {
-            way.sync(CpuUse::Read);
+            way.show();
             // Of a frame that the driver calls damaged nothing need have arrived.
             let arrived = (!served.damaged).then(|| way.arrived(delivery.bytes as usize));
             return match arrived.flatten() {

@@ -178,6 +178,7 @@ mod tests {
             inode: 1,
             size: size as u64,
             offset: 0,
+            flush: None,
         };
         (file, importable)
     }

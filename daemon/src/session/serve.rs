@@ -215,6 +215,18 @@ impl Way {
         }
     }
 
+    /// What a device has written by import is seen by who looks: the client, and the screen.
+    pub(super) fn show(&self) {
+        self.sync(CpuUse::Read);
+        if let How::Import(Importable {
+            flush: Some(flush), ..
+        }) = &self.how
+            && let Err(error) = flush.run()
+        {
+            tracing::debug!(%error, "a framebuffer could not be told that it has changed");
+        }
+    }
+
     /// An import is not synced by vb2 (videobuf2-core.c:415), and the client, which knows of no dma-buf, does not do it.
     pub(super) fn sync(&self, cpu: CpuUse) {
         if let How::Import(importable) = &self.how {

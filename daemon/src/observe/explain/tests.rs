@@ -14,6 +14,7 @@ fn dma_buf(offset: u64, size: u64) -> Found {
             inode: 17,
             size,
             offset,
+            flush: None,
         }),
         copy: Ok(CopyBy::Object {
             file: Arc::new(file()),
