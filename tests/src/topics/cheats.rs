@@ -14,6 +14,7 @@ use nix::fcntl::SealFlag;
 use vidcompat_proto::abi::v4l2::buf_flag;
 
 use super::resolve_matrix::{fail_with, frame_from};
+use crate::client::AT_ONCE;
 use crate::daemon;
 use crate::helper::{self, as_nobody};
 use crate::kinds::{self, Maker, Memory};
@@ -358,7 +359,7 @@ fn unreadable() -> anyhow::Result<()> {
 fn race(node: Node, pointer: u64, size: usize, turn: impl Fn(usize) + Sync) -> anyhow::Result<Raced> {
     let (is_over, turns) = (AtomicBool::new(false), AtomicUsize::new(0));
     let mut raced = Raced::default();
-    let limit = Duration::from_millis(if is_long() { 20_000 } else { 700 });
+    let limit = Duration::from_millis(if is_long() { 20_000 } else { 500 });
     thread::scope(|scope| {
         scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
@@ -400,7 +401,9 @@ fn stream_into(
     video.streamon()?;
     let end = Instant::now() + limit;
     for pointer in [pointer, pointer, pointer + 64].into_iter().cycle() {
-        if Instant::now() > end {
+        let now = Instant::now();
+        let tries = raced.frames + raced.lost + raced.refused;
+        if now > end && (tries > 10 || now > end + AT_ONCE) {
             break;
         }
         match video.qbuf(0, pointer, u32::try_from(size)?) {
