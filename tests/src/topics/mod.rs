@@ -1,6 +1,7 @@
 //! The tests, by topic.
 
 mod budget;
+mod camera_to_codec;
 mod capture;
 mod cases;
 mod cheats;
@@ -75,6 +76,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
         Set::M2m => &[
             nodes::M2M_TESTS,
             m2m::TESTS,
+            camera_to_codec::TESTS,
             programs32::M2M,
             programs::OUTPUT_TESTS,
             loopback::TESTS,
