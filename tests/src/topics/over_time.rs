@@ -174,9 +174,8 @@ fn same_address() -> anyhow::Result<()> {
     let objects = objects(frame.len())?;
     let mut failures = vec![];
     for node in OURS {
-        let stream = Stream::of(node, frame.len())?;
         let area = Area::reserve(frame.len())?;
-        let into = |object: &Memory, others: &Memory| -> anyhow::Result<()> {
+        let into = |stream: &Stream, object: &Memory, others: &Memory| -> anyhow::Result<()> {
             others.clear()?;
             object.clear()?;
             object.map_into(&area, area.len())?;
@@ -192,7 +191,14 @@ fn same_address() -> anyhow::Result<()> {
         };
         for (at, (first_name, first)) in objects.iter().enumerate() {
             for (second_name, second) in &objects[at + 1..] {
-                let moved = into(first, second).and_then(|()| into(second, first));
+                // A new stream remembers nothing yet; each of the two is once what it remembers.
+                let moved = [(first, second), (second, first)]
+                    .iter()
+                    .try_for_each(|(one, other)| {
+                        let stream = Stream::of(node, frame.len())?;
+                        into(&stream, one, other)?;
+                        into(&stream, other, one)
+                    });
                 if let Err(error) = moved {
                     failures.push(format!("{first_name} and {second_name}, {node}: {error:#}"));
                 }
