@@ -67,8 +67,10 @@ const KINDS: &[(&str, Maker)] = &[
     ("half anonymous, half heap", kinds::half_heap),
 ];
 
-/// What a part of the memory is made, and which.
-const TAKEN: &[(&str, Rights, fn(size: usize) -> (usize, usize))] = &[
+/// What a part of the memory is made, and which: from where, and how much of a buffer of `size` bytes.
+type Taken = (&'static str, Rights, fn(size: usize) -> (usize, usize));
+
+const TAKEN: &[Taken] = &[
     ("all read-only", Rights::ReadOnly, |size| (0, size)),
     ("all inaccessible", Rights::None, |size| (0, size)),
     ("the last page read-only", Rights::ReadOnly, |size| {
