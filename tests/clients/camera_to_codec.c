@@ -164,12 +164,13 @@ int main(int argc, char **argv)
 		queue_buffer(&cap, i, cap.buffer[i], 0);
 	}
 	stream(&camera, VIDIOC_STREAMON);
-	stream(&out, VIDIOC_STREAMON);
 	stream(&cap, VIDIOC_STREAMON);
 	for (unsigned frame = 0; frame < frames; frame++) {
 		struct v4l2_buffer shot = dequeue(&camera), made, given;
 
 		queue_buffer(&out, shot.index, camera.buffer[shot.index], shot.bytesused);
+		if (frame == 0)
+			stream(&out, VIDIOC_STREAMON);
 		made = dequeue(&cap);
 		given = dequeue(&out);
 		if (given.m.userptr != (unsigned long)camera.buffer[shot.index]) {

@@ -106,6 +106,12 @@ impl Memory {
         self
     }
 
+    /// The same privately.
+    pub fn map_privately_into(&self, area: &Area, length: usize) -> Result<(), Errno> {
+        let (fd, offset) = self.object.as_ref().ok_or(Errno::EBADF)?;
+        area.map(0, length, Source::Private(fd.as_fd(), *offset), Rights::ReadWrite)
+    }
+
     /// Is there an object that others can map too?
     pub fn is_shared(&self) -> bool {
         self.object.is_some()

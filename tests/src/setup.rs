@@ -172,7 +172,7 @@ pub fn run_test(name: &str, test: Test) -> anyhow::Result<()> {
     let lives = daemon::check_shared();
     let outcome = outcome.and(lives);
     let barked = watchdog.end();
-    if begin.elapsed() > Duration::from_secs(2) {
+    if begin.elapsed() > Duration::from_secs(15) {
         figure(format!("{name}: took {} s", begin.elapsed().as_secs()));
     }
     let outcome = match barked {

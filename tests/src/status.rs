@@ -49,10 +49,10 @@ fn ask() -> anyhow::Result<Value> {
 }
 
 /// The only queue of this type (`video capture`) that a process has on our node.
-fn queue_of(node: Node, pid: u32, buf_type: &str) -> anyhow::Result<Value> {
+pub fn queue(node: Node, pid: Pid, buf_type: &str) -> anyhow::Result<Value> {
     let status = ask()?;
     let device = find(&status, "devices", "node", node.to_string().into())?;
-    let file = find(&device, "files", "pid", pid.into())?;
+    let file = find(&device, "files", "pid", pid.as_raw().into())?;
     find(&file, "queues", "buf_type", buf_type.into())
 }
 
@@ -67,14 +67,9 @@ fn find(of: &Value, list: &str, key: &str, value: Value) -> anyhow::Result<Value
         .with_context(|| format!("none of {list} has {key} {value}: {of}"))
 }
 
-/// The counters of the only queue of this type (`video output`) that a process has on our node.
-pub fn counters(node: Node, pid: Pid, buf_type: &str) -> anyhow::Result<Value> {
-    Ok(queue_of(node, pid.as_raw().try_into()?, buf_type)?["counters"].clone())
-}
-
 /// Buffer 0 of the only queue of this type (`video capture`) that this process has on our node.
 pub fn of_buffer(node: Node, buf_type: &str) -> anyhow::Result<Plane> {
-    let queue = queue_of(node, std::process::id(), buf_type)?;
+    let queue = queue(node, Pid::this(), buf_type)?;
     let buffer = find(&queue, "buffers", "index", 0.into())?;
     let plane = &buffer["planes"][0];
     let text = |key: &str| plane[key].as_str().unwrap_or_default();

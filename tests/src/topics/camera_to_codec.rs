@@ -62,10 +62,11 @@ fn stream(camera: &str, node: Node, format: &str) -> anyhow::Result<()> {
     let said = client.line()?;
     ensure!(said == "streaming", "{said}");
     if node == ours(node.number) && !both_real() {
-        let counters = status::counters(node, client.pid(), "video output")?;
+        let queue = status::queue(node, client.pid(), "video output")?;
+        let counters = &queue["counters"];
         ensure!(
             counters["imported"] == FRAMES && counters["copied"] == 0 && counters["faults"] == 0,
-            "not without a copy: {counters}"
+            "not without a copy: {queue}"
         );
         figure(format!("camera to {format}: {counters}"));
     }

@@ -35,6 +35,7 @@ pub const TESTS: &[(&str, Test)] = &[
         another_user,
     ),
     ("cheats::nothing_beyond_the_mapping_is_written_to", beyond),
+    ("cheats::what_is_mapped_privately_is_not_written_to", private),
     ("cheats::memory_that_may_not_be_read_is_no_picture", unreadable),
     (
         "cheats::mappings_that_change_during_qbuf_lead_nowhere_else",
@@ -329,6 +330,39 @@ fn beyond() -> anyhow::Result<()> {
         ensure!(file.metadata()?.len() == 2 * PAGE as u64, "the file has grown");
         figure(format!("memory beyond the end of its file: {said} on {node}"));
     }
+    Ok(())
+}
+
+/// A frame for pages of a private mapping that the client has not touched yet, which still are the object's.
+fn private() -> anyhow::Result<()> {
+    daemon::shared()?;
+    let picture = Picture::take()?;
+    let size = picture.bytes().len();
+    let mut tried = 0;
+    for (kind, make) in KINDS {
+        for node in [real(VMALLOC), ours(VMALLOC), ours(CONTIG)] {
+            let Some(object) = make(size, 0)? else { continue };
+            object.clear()?;
+            let area = Area::reserve(size)?;
+            // Many objects cannot be mapped so, or not more than a page of them.
+            if object.map_privately_into(&area, area.len()).is_err() {
+                if object.map_privately_into(&area, PAGE).is_err() {
+                    continue;
+                }
+                area.map(PAGE, area.len() - PAGE, Source::Anonymous, Rights::ReadWrite)?;
+            }
+            tried += 1;
+            let said = helper::capture(&node.open()?, area.at(0))?;
+            let arrived = said == "a frame" && area.read(0, size)? == picture.bytes();
+            ensure!(
+                arrived || said == "QBUF EFAULT",
+                "{kind}, {node}: {said}, arrived {arrived}"
+            );
+            object.is_clear().with_context(|| format!("{kind}, {node}"))?;
+        }
+    }
+    // A memfd, two files, a framebuffer and PCI memory at least.
+    ensure!(tried >= 5 * 3, "only {tried} private mappings");
     Ok(())
 }
 
