@@ -12,8 +12,7 @@ use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
-use v4l2r::QueueType;
-use v4l2r::ioctl::{Capability, ExpbufError, ExpbufFlags, QueryCapError};
+use v4l2r::ioctl::{Capability, QueryCapError};
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::controls::{CONTROL_ID_MASK, V4l2ExtControl, V4l2QueryExtCtrl};
 use vidcompat_proto::abi::v4l2::{
@@ -249,12 +248,9 @@ impl RealNode {
     /// `VIDIOC_EXPBUF`: a plane of an MMAP buffer as a dma-buf, to be read and written.
     ///
     /// # Errors
-    /// What the driver says; `EINVAL` for a type of buffers that is none.
-    pub fn export(&self, buf_type: u32, index: u32, plane: usize) -> io::Result<OwnedFd> {
-        let queue = QueueType::n(buf_type).ok_or(io::ErrorKind::InvalidInput)?;
-        let flags = ExpbufFlags::RDWR | ExpbufFlags::CLOEXEC;
-        v4l2r::ioctl::expbuf(&*self.file, queue, index as usize, plane, flags)
-            .map_err(|ExpbufError::IoctlError(errno)| errno.into())
+    /// What the driver says.
+    pub fn export(&self, buf_type: u32, index: u32, plane: u32) -> io::Result<OwnedFd> {
+        Ok(sys::export_buffer(self, buf_type, index, plane)?)
     }
 
     /// Maps a plane of an MMAP buffer for what `cpu` says: `offset` and `len` are what QUERYBUF says.

@@ -17,11 +17,32 @@ use crate::sys::{self, MemoryFault, Vma};
 pub fn each_covering(
     maps: &File,
     range: Range<u64>,
+    each: impl FnMut(Vma) -> Result<(), MemoryFault>,
+) -> Result<(), MemoryFault> {
+    by_query(maps, range, |at| sys::query_vma(maps, at), each)
+}
+
+/// The same for who does not want the names: they may be there or not.
+///
+/// # Errors
+/// As [`each_covering`].
+pub fn each_unnamed(
+    maps: &File,
+    range: Range<u64>,
+    each: impl FnMut(Vma) -> Result<(), MemoryFault>,
+) -> Result<(), MemoryFault> {
+    by_query(maps, range, |at| sys::query_vma_unnamed(maps, at), each)
+}
+
+fn by_query(
+    maps: &File,
+    range: Range<u64>,
+    query: impl Fn(u64) -> Result<Option<Vma>, Errno>,
     mut each: impl FnMut(Vma) -> Result<(), MemoryFault>,
 ) -> Result<(), MemoryFault> {
     let mut at = range.start;
     while at < range.end {
-        match sys::query_vma(maps, at) {
+        match query(at) {
             Err(Errno::ENOTTY) => {
                 let text = BufReader::with_capacity(
                     1 << 16,
@@ -187,7 +208,15 @@ mod tests {
                 // Linux before 6.11.
                 Err(nix::errno::Errno::ENOTTY) => return,
                 // Another test may have unmapped it, and the stack grows.
-                Ok(Some(found)) if found.start == vma.start && found.end == vma.end => assert_eq!(found, vma),
+                Ok(Some(found)) if found.start == vma.start && found.end == vma.end => {
+                    assert_eq!(found, vma);
+                    match crate::sys::query_vma_unnamed(&maps, vma.start) {
+                        Ok(Some(unnamed)) if unnamed.end == vma.end => {
+                            assert!(vma.is_still(&unnamed) && unnamed.name.is_empty());
+                        }
+                        _ => {}
+                    }
+                }
                 _ => {}
             }
         }

@@ -23,7 +23,7 @@ use vidcompat_proto::queue::ClientKey;
 use crate::sys::{self, Mapping, MemoryFault, RemoteMemory, Vma};
 
 pub use blocking::{CallShape, FileFlags};
-pub use objects::{field, offset_of_start, own_fdinfo};
+pub use objects::{OpenFile, field, offset_of_start, own_fdinfo};
 pub use privilege::is_admin;
 
 /// One process with one address space.
@@ -83,6 +83,20 @@ impl BlockedThread {
         maps::each_covering(&self.client.maps, range, each)
     }
 
+    /// Are `range`'s mappings, one after the other, those that `expected` gives?
+    pub fn still_has<'a>(
+        &self,
+        range: std::ops::Range<u64>,
+        expected: impl Iterator<Item = &'a Vma>,
+    ) -> bool {
+        let mut expected = expected;
+        let walked = maps::each_unnamed(&self.client.maps, range, |vma| {
+            let same = expected.next().is_some_and(|before| before.is_still(&vma));
+            if same { Ok(()) } else { Err(MemoryFault::Fault) }
+        });
+        walked.is_ok() && expected.next().is_none()
+    }
+
     /// Can the byte at `client_addr` be read at all?
     ///
     /// # Errors
@@ -101,20 +115,6 @@ impl BlockedThread {
     #[must_use]
     pub fn tid(&self) -> Pid {
         self.tid
-    }
-
-    /// The numbers of this thread's open files, each with what `/proc/TID/fd/N` says of it. Nothing where they cannot
-    /// be seen.
-    pub fn files(&self) -> Vec<(i32, Vec<u8>)> {
-        let Ok(folder) = std::fs::read_dir(format!("/proc/{}/fd", self.tid)) else {
-            return Vec::new();
-        };
-        let file = |entry: std::fs::DirEntry| {
-            let number = entry.file_name().to_str()?.parse().ok()?;
-            let link = std::fs::read_link(entry.path()).ok()?;
-            Some((number, link.into_os_string().into_encoded_bytes()))
-        };
-        folder.filter_map(|entry| file(entry.ok()?)).collect()
     }
 
     /// The very file that is fd `number` in this thread, as an fd of ours. Only to be called for a kind of file of
@@ -136,7 +136,7 @@ impl BlockedThread {
         let end = client_addr
             .checked_add(u64::from(len))
             .ok_or(MemoryFault::Fault)?;
-        maps::each_covering(&self.client.maps, client_addr..end, |vma| {
+        maps::each_unnamed(&self.client.maps, client_addr..end, |vma| {
             if allowed(&vma) {
                 sys::read_byte(self.tid, vma.start.max(client_addr)).map(drop)
             } else {

@@ -3,33 +3,77 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use nix::sys::stat::makedev;
+use nix::unistd::Pid;
+use rustix::fs::{AtFlags, FileType, Statx, StatxFlags};
 
 use super::{BlockedThread, maps};
 use crate::sys::{self, CpuUse, Mapping, Vma};
 
+/// An open file of a thread, seen from outside.
+#[derive(Debug)]
+pub struct OpenFile {
+    tid: Pid,
+    /// Its fd there.
+    pub number: i32,
+    /// What `/proc/TID/fd/N` says: a path, or a name such as `/dmabuf:`.
+    pub link: Vec<u8>,
+}
+
+impl OpenFile {
+    /// What `/proc/TID/fdinfo/N` says.
+    ///
+    /// # Errors
+    /// What reading it says.
+    pub fn fdinfo(&self) -> io::Result<String> {
+        std::fs::read_to_string(format!("/proc/{}/fdinfo/{}", self.tid, self.number))
+    }
+}
+
 impl BlockedThread {
-    /// An fd of ours for the file that `vma` maps, by one of this thread's fds: one whose `/proc/TID/fd/N` passes `link` and
-    /// whose `/proc/TID/fdinfo/N` passes `fdinfo`, which must let pass only files of which a copy is harmless (see
-    /// [`BlockedThread::file`]). `None` where the thread has closed them all.
-    pub fn file_of(
-        &self,
-        vma: &Vma,
-        link: impl Fn(&[u8]) -> bool,
-        fdinfo: impl Fn(&str) -> bool,
-    ) -> Option<OwnedFd> {
-        let inode = vma.inode.to_string();
-        self.files().into_iter().find_map(|(number, of_fd)| {
-            if !link(&of_fd) {
+    /// This thread's open files, each looked at when it is asked for. None where they cannot be seen.
+    fn files(&self) -> impl Iterator<Item = OpenFile> {
+        let tid = self.tid;
+        let folder = std::fs::read_dir(format!("/proc/{tid}/fd"));
+        let file = move |entry: std::fs::DirEntry| {
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            let link = std::fs::read_link(entry.path()).ok()?.into_os_string();
+            let link = link.into_encoded_bytes();
+            Some(OpenFile { tid, number, link })
+        };
+        folder
+            .into_iter()
+            .flatten()
+            .filter_map(move |entry| file(entry.ok()?))
+    }
+
+    /// Fds of ours for this thread's open files of the file that `vma` maps: the very ones it has, so what belongs to an
+    /// open file (a queue, handles) belongs to these, too. Only those that `harmless` lets pass, which must be files of
+    /// which a copy is harmless (see [`BlockedThread::file`]). None where the thread has closed them all.
+    pub fn files_of(&self, vma: &Vma, harmless: impl Fn(&OpenFile) -> bool) -> impl Iterator<Item = OwnedFd> {
+        self.files().filter_map(move |file| {
+            if !harmless(&file) {
                 return None;
             }
-            let text = std::fs::read_to_string(format!("/proc/{}/fdinfo/{number}", self.tid)).ok()?;
-            // Linux before 5.14 does not tell the inode.
-            if field(&text, "ino").is_some_and(|of_fd| of_fd != inode) || !fdinfo(&text) {
+            // Before it is taken, by the link to the open file itself, and after.
+            let seen = stat(format!("/proc/{}/fd/{}", self.tid, file.number))?;
+            if !is_of(&seen, vma) {
                 return None;
             }
-            let fd = self.file(number).ok()?;
+            let fd = self.file(file.number).ok()?;
             is_mapped_by(&fd, vma).then_some(fd)
         })
+    }
+
+    /// Number of the character device that `vma` maps: major, minor. `None` for what is none, and where the mapping has
+    /// changed meanwhile.
+    pub fn device_of(&self, vma: &Vma) -> Option<(u32, u32)> {
+        let seen = stat(self.link_of(vma))?;
+        let is_device =
+            FileType::from_raw_mode(seen.stx_mode.into()) == FileType::CharacterDevice && is_of(&seen, vma);
+        is_device.then_some((seen.stx_rdev_major, seen.stx_rdev_minor))
     }
 
     /// The file that `vma` maps, opened anew, for writing too where the mapping is writable. Works when all fds are closed;
@@ -38,14 +82,32 @@ impl BlockedThread {
     /// # Errors
     /// What open says, e.g. without CAP_CHECKPOINT_RESTORE; `NotFound` also for a mapping that has changed.
     pub fn open_mapped(&self, vma: &Vma) -> io::Result<File> {
-        let link = format!("/proc/{}/map_files/{:x}-{:x}", self.tid, vma.start, vma.end);
-        let file = OpenOptions::new().read(true).write(vma.writable).open(link)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(vma.writable)
+            .open(self.link_of(vma))?;
         if is_mapped_by(&file, vma) {
             Ok(file)
         } else {
             Err(io::ErrorKind::NotFound.into())
         }
     }
+
+    /// The link by which the kernel names the file of a mapping.
+    fn link_of(&self, vma: &Vma) -> String {
+        format!("/proc/{}/map_files/{:x}-{:x}", self.tid, vma.start, vma.end)
+    }
+}
+
+/// Asks nobody but the kernel: a file system whose server is a program of the client's would have to be waited for.
+fn stat(link: impl AsRef<Path>) -> Option<Statx> {
+    let wanted = StatxFlags::TYPE | StatxFlags::INO;
+    rustix::fs::statx(rustix::fs::CWD, link.as_ref(), AtFlags::STATX_DONT_SYNC, wanted).ok()
+}
+
+fn is_of(seen: &Statx, vma: &Vma) -> bool {
+    let device = makedev(seen.stx_dev_major.into(), seen.stx_dev_minor.into());
+    (device, seen.stx_ino) == (vma.st_dev(), vma.inode)
 }
 
 fn is_mapped_by(file: impl AsFd, vma: &Vma) -> bool {
@@ -88,7 +150,7 @@ pub fn offset_of_start(file: impl AsFd) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{field, offset_of_start};
+    use super::{OpenFile, field, offset_of_start};
     use crate::client::{BlockedThread, Clients};
     use crate::sys::{CpuUse, Mapping, Vma};
     use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -125,19 +187,21 @@ mod tests {
         file.write_all_at(b"mapped", 4_096).expect("room in memory");
         let mapping = Mapping::shared(&file, 4_096, 4_096, CpuUse::Read).expect("a mapping");
         let vma = vma_of(&us, &mapping);
-        let find = || us.file_of(&vma, |link| link.starts_with(b"/memfd:test"), |_| true);
+        let find = || {
+            us.files_of(&vma, |file| file.link.starts_with(b"/memfd:test"))
+                .next()
+        };
         let mut bytes = [0; 6];
         let found = File::from(find().expect("it is open"));
         found.read_exact_at(&mut bytes, 4_096).expect("its bytes");
         assert_eq!(&bytes, b"mapped");
-        assert!(
-            us.file_of(&vma, |_| true, |text| field(text, "exp_name").is_some())
-                .is_none()
-        );
-        assert!(
-            us.file_of(&vma, |link| link.starts_with(b"/dmabuf:"), |_| true)
-                .is_none()
-        );
+        let is_dma_buf = |file: &OpenFile| {
+            let fdinfo = file.fdinfo();
+            fdinfo.is_ok_and(|text| field(&text, "exp_name").is_some())
+        };
+        assert_eq!(us.files_of(&vma, is_dma_buf).count(), 0);
+        // Ours, and our copy.
+        assert_eq!(us.files_of(&vma, |_| true).count(), 2);
         drop((found, file));
         assert!(find().is_none());
         drop(other);

@@ -245,9 +245,12 @@ fn permissions(vma: &Vma, flags: &[String]) -> String {
 /// What becomes of each segment, as `session` serves it: imported where all of the stretch is one dma-buf from its
 /// start; where one segment can be had in no way, nothing is.
 fn outcomes(behind: &Behind, length: u32, hole: bool, importer: Importer) -> Vec<Outcome> {
-    let single = behind.segments.len() == 1 && !hole;
+    let whole = match hole {
+        true => Err("a driver takes one dma-buf for a plane, and a part of it is not mapped".to_owned()),
+        false => behind.importable(length).map(drop),
+    };
     let outcome = |segment: &Segment| {
-        let (way, why) = way(&segment.found, length, single);
+        let (way, why) = way(&segment.found, &whole);
         Outcome {
             queue: importer.to_string(),
             way,
@@ -257,20 +260,11 @@ fn outcomes(behind: &Behind, length: u32, hole: bool, importer: Importer) -> Vec
     behind.segments.iter().map(outcome).collect()
 }
 
-fn way(found: &Found, length: u32, single: bool) -> (Way, Option<String>) {
-    let no_import = match &found.import {
-        Err(reason) => reason.clone(),
-        Ok(_) if !single => {
-            "a driver takes one dma-buf for a plane, and this one is not all of it".to_owned()
-        }
-        Ok(import) if import.offset != 0 => format!(
-            "the range begins {} bytes into the dma-buf, and a driver begins at its start",
-            import.offset
-        ),
-        Ok(import) if import.size < u64::from(length) => {
-            format!("the dma-buf ends after {} bytes", import.size)
-        }
-        Ok(_) => return (Way::Imported, None),
+fn way(found: &Found, whole: &Result<(), String>) -> (Way, Option<String>) {
+    let no_import = match (&found.import, whole) {
+        (Ok(_), Ok(())) => return (Way::Imported, None),
+        // What stands in the way of this part, before what stands in that of the whole.
+        (Err(reason), _) | (Ok(_), Err(reason)) => reason.clone(),
     };
     match &found.copy {
         Ok(CopyBy::Memory) => (Way::CopiedThroughMemory, Some(no_import)),

@@ -129,7 +129,7 @@ impl Row {
 
     fn file(&self, look: &Look<'_>, vma: &Vma) -> Option<OwnedFd> {
         let anew = self.opened_anew.then(|| look.client.open_mapped(vma).ok());
-        let by_fd = || look.client.file_of(vma, |link| link == vma.name, |_| true);
+        let by_fd = || look.client.files_of(vma, |file| file.link == vma.name).next();
         anew.flatten().map(OwnedFd::from).or_else(by_fd)
     }
 

@@ -6,10 +6,9 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::SeekFrom;
-
+use super::importable::exporter_of;
 use super::{CopyBy, Found, Importable, Kind, Look};
-use crate::client::{field, offset_of_start, own_fdinfo};
+use crate::client::{OpenFile, field, offset_of_start};
 use crate::sys::{Vma, page_size};
 
 /// See the module.
@@ -25,9 +24,11 @@ impl Kind for DmaBuf {
         if !vma.name.starts_with(b"/dmabuf:") {
             return None;
         }
-        let is_called_so = |link: &[u8]| link.starts_with(b"/dmabuf:");
-        let is_one = |fdinfo: &str| field(fdinfo, "exp_name").is_some();
-        let fd = look.client.file_of(vma, is_called_so, is_one);
+        let is_one = |file: &OpenFile| {
+            let is_called_so = file.link.starts_with(b"/dmabuf:");
+            is_called_so && file.fdinfo().is_ok_and(|text| field(&text, "exp_name").is_some())
+        };
+        let fd = look.client.files_of(vma, is_one).next();
         match fd.map(Object::new) {
             Some(object) => object?.found(look, vma, range),
             None => {
@@ -114,8 +115,7 @@ struct Object {
 impl Object {
     fn new(fd: OwnedFd) -> Option<Self> {
         // Of our copy: what the client's number stands for may have changed.
-        let exporter = field(&own_fdinfo(&fd).ok()?, "exp_name")?.to_owned();
-        let size = rustix::fs::seek(&fd, SeekFrom::End(0)).ok()?;
+        let (exporter, size) = exporter_of(&fd)?;
         Some(Self { fd, exporter, size })
     }
 

@@ -16,13 +16,12 @@ use std::sync::Arc;
 
 use nix::sys::stat::{major, minor};
 
-use super::client_file;
 use super::flush::Flush;
 use super::{Access, CopyBy, Found, Importable, Kind, Look};
 use crate::sys::{self, Vma};
 
 /// `FB_MAJOR` (linux/major.h)
-const MAJOR: u64 = 29;
+const MAJOR: u32 = 29;
 
 /// The exporter whose object can be the very memory that its framebuffer device shows; others are not looked at.
 const EXPORTER: &str = "virtio_gpu";
@@ -38,14 +37,17 @@ impl Kind for Framebuffer {
         "framebuffer"
     }
 
+    fn major(&self) -> Option<u32> {
+        Some(MAJOR)
+    }
+
     fn find(&self, look: &Look<'_>, vma: &Vma, range: &Range<u64>) -> Option<Found> {
-        let (major, number) = client_file::device_of(look, vma)?;
-        if major != MAJOR {
-            return None;
-        }
-        let file = client_file::of_mapping(look, vma).into_iter().next();
+        let (_, number) = look.client.device_of(vma)?;
+        let by_fd = look.client.files_of(vma, |file| file.link == vma.name).next();
         // The mapping itself leads there, too; it is opened anew, which means nothing to a framebuffer.
-        let file = file.or_else(|| client_file::reopen(look, vma));
+        let file = by_fd
+            .map(File::from)
+            .or_else(|| look.client.open_mapped(vma).ok());
         let place = vma.offset + (range.start - vma.start);
         let length = range.end - range.start;
         let has_pages = look.client.touch(range.start).is_ok();
@@ -102,7 +104,7 @@ impl Kind for Framebuffer {
 /// Why there is none to be imported, for people.
 fn import(
     look: &Look<'_>,
-    number: u64,
+    number: u32,
     client_addr: u64,
     place: u64,
     pitch: u32,
@@ -116,18 +118,7 @@ fn import(
     }
     let id = framebuffer_of(&card).map_err(str::to_owned)?;
     let (dma_buf, offset) = export(&card, id, pitch)?;
-    let (exporter, size) = client_file::exporter_of(&dma_buf).ok_or("nothing is known of its dma-buf")?;
-    look.may_import(&exporter)?;
-    Ok(Importable {
-        inode: rustix::fs::fstat(&dma_buf)
-            .map_err(|errno| errno.to_string())?
-            .st_ino,
-        fd: Arc::new(dma_buf),
-        exporter,
-        size,
-        offset: offset + place,
-        flush: None,
-    })
+    Importable::of(look, Arc::new(dma_buf), offset + place)
 }
 
 /// What a device writes to the object nobody notices: a driver that has to be told of changes (a virtual card, one on

@@ -7,17 +7,15 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::client_file;
-use super::{CopyBy, Found, Importable, Kind, Look};
+use super::{CopyBy, Found, Importable, Kind, Look, MAX_FILES};
 use crate::sys::{self, Vma};
 
 /// `DRM_MAJOR` (drm/drm_drv.h)
-const MAJOR: u64 = 226;
+const MAJOR: u32 = 226;
 
 /// `DRM_FILE_PAGE_OFFSET_START` (drm/drm_vma_manager.h) in bytes: no made-up offset is smaller.
 const FIRST_OFFSET: u64 = 1 << 32;
@@ -40,11 +38,11 @@ impl Kind for Gem {
         "DRM buffer"
     }
 
+    fn major(&self) -> Option<u32> {
+        Some(MAJOR)
+    }
+
     fn find(&self, look: &Look<'_>, vma: &Vma, range: &Range<u64>) -> Option<Found> {
-        let (major, _) = client_file::device_of(look, vma)?;
-        if major != MAJOR {
-            return None;
-        }
         let node = String::from_utf8_lossy(&vma.name);
         let place = range.start - vma.start;
         let (what, import, copy) = match object(look, vma) {
@@ -53,10 +51,10 @@ impl Kind for Gem {
                 let what = format!("buffer {} of {node}", object.handle);
                 let exported = sys::prime_export(&*object.file, object.handle)
                     .map_err(|errno| format!("its driver does not export it: {errno}"));
-                let import = exported
-                    .as_ref()
-                    .map_err(String::clone)
-                    .and_then(|dma_buf| importable(look, dma_buf, place));
+                let import = exported.as_ref().map_err(String::clone).and_then(|dma_buf| {
+                    let fd = dma_buf.try_clone().map_err(|error| error.to_string())?;
+                    Importable::of(look, Arc::new(fd), place)
+                });
                 let copy = exported.map(File::from).map(|dma_buf| CopyBy::Object {
                     file: Arc::new(dma_buf),
                     // From the start: shmem drivers map that whatever the offset is (drm_gem_shmem_fault).
@@ -84,20 +82,6 @@ impl Kind for Gem {
     }
 }
 
-fn importable(look: &Look<'_>, dma_buf: &OwnedFd, place: u64) -> Result<Importable, String> {
-    let (exporter, size) = client_file::exporter_of(dma_buf).ok_or("nothing is known of its dma-buf")?;
-    look.may_import(&exporter)?;
-    let fd = dma_buf.try_clone().map_err(|error| error.to_string())?;
-    Ok(Importable {
-        inode: rustix::fs::fstat(&fd).map_err(|errno| errno.to_string())?.st_ino,
-        fd: Arc::new(fd),
-        exporter,
-        size,
-        offset: place,
-        flush: None,
-    })
-}
-
 /// Which object is mapped.
 ///
 /// # Errors
@@ -106,11 +90,11 @@ fn object(look: &Look<'_>, vma: &Vma) -> Result<Object, String> {
     if vma.offset < FIRST_OFFSET {
         return Err("its driver does not say which buffer is mapped".to_owned());
     }
-    let files = client_file::of_mapping(look, vma);
-    if files.is_empty() {
+    let mut files = look.client.files_of(vma, |file| file.link == vma.name).peekable();
+    if files.peek().is_none() {
         return Err("the client has closed the device that it has mapped".to_owned());
     }
-    for file in files {
+    for file in files.take(MAX_FILES).map(File::from) {
         let mut missing = 0;
         for handle in 1..MAX_HANDLE {
             match sys::map_offset(&file, handle) {

@@ -14,6 +14,7 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::SealFlags;
 
 use super::{Found, Importable, Importer, Kind, Look};
+use crate::client::OpenFile;
 use crate::sys::{Vma, page_size, udmabuf};
 
 /// What the policy calls it: the dma-buf is ours, the pages are the client's.
@@ -84,10 +85,8 @@ fn import(look: &Look<'_>, vma: &Vma, range: &Range<u64>) -> Result<Importable, 
 /// By the mapping, which outlives the fd, or by an fd where that needs a capability that we lack.
 fn file(look: &Look<'_>, vma: &Vma) -> Option<OwnedFd> {
     let mapped = look.client.open_mapped(vma).map(OwnedFd::from);
-    let is_memfd = |link: &[u8]| link.starts_with(b"/memfd:");
-    mapped
-        .ok()
-        .or_else(|| look.client.file_of(vma, is_memfd, |_| true))
+    let is_memfd = |file: &OpenFile| file.link.starts_with(b"/memfd:");
+    mapped.ok().or_else(|| look.client.files_of(vma, is_memfd).next())
 }
 
 /// `st_dev` of every memfd without MFD_HUGETLB: they live in a file system of the kernel's own, in which nobody else can

@@ -12,12 +12,13 @@
 //!
 //! Nothing here knows of a queue: which way a buffer is served is decided by `session::serve`.
 
-mod client_file;
+mod behind;
 mod device;
 mod dma_buf;
 mod flush;
 mod framebuffer;
 mod gem;
+mod importable;
 mod memfd;
 mod own;
 mod plain;
@@ -25,18 +26,23 @@ mod policy;
 mod v4l2_buffer;
 mod witness;
 
+use std::cell::OnceCell;
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::client::BlockedThread;
 use crate::sys::{MemoryFault, Vma};
 
+pub use behind::{Behind, Segment};
 pub use flush::Flush;
+pub use importable::Importable;
 pub use own::OwnBuffers;
 pub use policy::{Importer, Policy, PolicyError, Rule, Verdict};
 pub use witness::Witness;
+
+/// At most so many of a client's open files of one device are tried.
+const MAX_FILES: usize = 16;
 
 /// What a device does with the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,23 +80,6 @@ impl Look<'_> {
             Verdict::Never => Err(format!("{exporter} must not be imported into {}", self.importer)),
         }
     }
-}
-
-/// A dma-buf that the policy lets the device import.
-#[derive(Clone, Debug)]
-pub struct Importable {
-    /// Ours, and the object stays alive with it.
-    pub fd: Arc<OwnedFd>,
-    /// `exp_name` of its fdinfo: who made it.
-    pub exporter: String,
-    /// `st_ino`: names it as long as it lives.
-    pub inode: u64,
-    /// bytes
-    pub size: u64,
-    /// Where in it the first byte of the stretch lies. A driver can only begin at 0.
-    pub offset: u64,
-    /// To be run after each frame that a device has written there; for a framebuffer.
-    pub flush: Option<Arc<Flush>>,
 }
 
 /// How bytes are copied to and from a stretch.
@@ -143,6 +132,11 @@ pub trait Kind: Sync {
     /// As status, log and `explain` call it.
     fn name(&self) -> &'static str;
 
+    /// It is only about character devices of this major number, and is asked about nothing else. `None`: about any file.
+    fn major(&self) -> Option<u32> {
+        None
+    }
+
     /// What stands behind `range`, which lies within `vma`. `None`: it is of another kind.
     ///
     /// `vma` allows what the look is for. It is shared and has a file, except for the last kind, which is shown
@@ -150,36 +144,17 @@ pub trait Kind: Sync {
     fn find(&self, look: &Look<'_>, vma: &Vma, range: &Range<u64>) -> Option<Found>;
 }
 
-/// The kinds, in the order in which they are asked.
+/// The kinds, in the order in which they are asked: first those that the mapping itself tells apart, then those for
+/// which its file must be looked at.
 const KINDS: &[&dyn Kind] = &[
     &own::Own,
     &dma_buf::DmaBuf,
+    &memfd::Memfd,
     &v4l2_buffer::V4l2Buffer,
     &framebuffer::Framebuffer,
     &gem::Gem,
-    &memfd::Memfd,
     &device::Device,
 ];
-
-/// A part of a stretch that lies in one mapping.
-#[derive(Clone, Debug)]
-pub struct Segment {
-    /// The mapping.
-    pub vma: Vma,
-    /// What of it belongs to the stretch.
-    pub range: Range<u64>,
-    /// Which kind has found it.
-    pub kind: &'static str,
-    /// What it has found.
-    pub found: Found,
-}
-
-/// What stands behind a stretch of memory, in the order of addresses and without a hole.
-#[derive(Clone, Debug)]
-pub struct Behind {
-    /// Never empty.
-    pub segments: Vec<Segment>,
-}
 
 /// What stands behind `length` bytes from `client_addr`.
 ///
@@ -221,7 +196,13 @@ fn examine(look: &Look<'_>, vma: Vma, range: Range<u64>) -> Segment {
         Access::Read => true,
     };
     let has_object = vma.shared && vma.inode != 0 && (vma.readable || look.access == Access::Write);
-    let asked = KINDS.iter().filter(|_| allowed && has_object);
+    let device = OnceCell::new();
+    let is_about = |kind: &&&dyn Kind| {
+        let device = || *device.get_or_init(|| look.client.device_of(&vma));
+        let same = |major| device().is_some_and(|(of_vma, _)| of_vma == major);
+        allowed && has_object && kind.major().is_none_or(same)
+    };
+    let asked = KINDS.iter().filter(is_about);
     let by_kind = asked
         .copied()
         .find_map(|kind| Some((kind.name(), kind.find(look, &vma, &range)?)));
@@ -231,29 +212,5 @@ fn examine(look: &Look<'_>, vma: Vma, range: Range<u64>) -> Segment {
         range,
         kind,
         found,
-    }
-}
-
-impl Behind {
-    /// Is all of it still mapped as it was when it was found?
-    pub fn still_holds(&self, client: &BlockedThread) -> bool {
-        let mut segments = self.segments.iter();
-        let (Some(first), Some(last)) = (self.segments.first(), self.segments.last()) else {
-            return false;
-        };
-        let walked = client.each_mapping(first.range.start..last.range.end, |vma| {
-            let same = segments.next().is_some_and(|segment| {
-                let witness = segment.found.frame;
-                segment.vma == vma
-                    && witness.is_none_or(|witness| witness.still_holds(client, segment.range.start))
-            });
-            if same { Ok(()) } else { Err(MemoryFault::Fault) }
-        });
-        walked.is_ok() && segments.next().is_none()
-    }
-
-    /// Plain memory and nothing else: there is nothing that a look before the copy could find out.
-    pub fn is_plain(&self) -> bool {
-        self.segments.iter().all(|segment| segment.kind == plain::NAME)
     }
 }

@@ -7,37 +7,22 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use vidcompat_proto::abi::v4l2::{PlanarBuffer, buf_flag, buf_type, memory};
+use v4l2r::ioctl::Capability;
+use vidcompat_proto::abi::format::{capture_types, output_types};
+use vidcompat_proto::abi::v4l2::{PlanarBuffer, V4l2Plane, buf_flag, memory};
 use vidcompat_proto::ioctl::{QueueOp, queue_row};
 
-use super::client_file;
 use super::witness::{self, Witness};
-use super::{CopyBy, Found, Importable, Kind, Look};
+use super::{CopyBy, Found, Importable, Kind, Look, MAX_FILES};
 use crate::sys::{self, Vma};
 
 /// `VIDEO_MAJOR` (media/v4l2-dev.h), and how many minors are V4L2's: ours are behind them.
-const MAJOR: u64 = 81;
-const MINORS: u64 = 256;
-
-/// The kinds of queue that a node can have buffers of.
-const TYPES: [u32; 12] = [
-    buf_type::VIDEO_CAPTURE,
-    buf_type::VIDEO_OUTPUT,
-    buf_type::VIDEO_CAPTURE_MPLANE,
-    buf_type::VIDEO_OUTPUT_MPLANE,
-    buf_type::VBI_CAPTURE,
-    buf_type::VBI_OUTPUT,
-    buf_type::SLICED_VBI_CAPTURE,
-    buf_type::SLICED_VBI_OUTPUT,
-    buf_type::SDR_CAPTURE,
-    buf_type::SDR_OUTPUT,
-    buf_type::META_CAPTURE,
-    buf_type::META_OUTPUT,
-];
+const MAJOR: u32 = 81;
+const MINORS: u32 = 256;
 
 /// A queue has at most so many buffers (videobuf2-core.h, `MAX_BUFFER_INDEX`), and once buffers have been removed there
 /// are gaps: a queue has ended where so many are missing.
@@ -53,15 +38,22 @@ struct Plane {
     buf_type: u32,
     index: u32,
     plane: u32,
+    is_one_of_several: bool,
+}
+
+impl Plane {
+    fn name(&self) -> String {
+        match self.is_one_of_several {
+            true => format!("buffer {}, plane {}", self.index, self.plane),
+            false => format!("buffer {}", self.index),
+        }
+    }
 }
 
 /// What has been found out about the buffer.
 struct Known {
     name: String,
     dma_buf: Arc<OwnedFd>,
-    exporter: String,
-    size: u64,
-    inode: u64,
     witness: Witness,
 }
 
@@ -70,24 +62,21 @@ impl Kind for V4l2Buffer {
         "V4L2 buffer"
     }
 
+    fn major(&self) -> Option<u32> {
+        Some(MAJOR)
+    }
+
     fn find(&self, look: &Look<'_>, vma: &Vma, range: &Range<u64>) -> Option<Found> {
-        let (major, minor) = client_file::device_of(look, vma)?;
-        if major != MAJOR || minor >= MINORS {
+        if look.client.device_of(vma)?.1 >= MINORS {
             return None;
         }
         let node = String::from_utf8_lossy(&vma.name);
         let place = vma.offset + (range.start - vma.start);
         let known = identify(look, vma, range, place);
-        let import = known.as_ref().map_err(String::clone).and_then(|known| {
-            look.may_import(&known.exporter).map(|()| Importable {
-                fd: Arc::clone(&known.dma_buf),
-                exporter: known.exporter.clone(),
-                inode: known.inode,
-                size: known.size,
-                offset: place,
-                flush: None,
-            })
-        });
+        let import = known
+            .as_ref()
+            .map_err(String::clone)
+            .and_then(|known| Importable::of(look, Arc::clone(&known.dma_buf), place));
         let copy = match look.client.touch(range.start) {
             Ok(()) => Ok(CopyBy::Memory),
             Err(_) => known.as_ref().map_err(String::clone).and_then(|known| {
@@ -118,16 +107,16 @@ impl Kind for V4l2Buffer {
 /// # Errors
 /// Why that cannot be known, for people.
 fn identify(look: &Look<'_>, vma: &Vma, range: &Range<u64>, place: u64) -> Result<Known, String> {
-    let files = client_file::of_mapping(look, vma);
-    if files.is_empty() {
+    let mut files = look.client.files_of(vma, |file| file.link == vma.name).peekable();
+    if files.peek().is_none() {
         return Err("the client has closed the device that it has mapped".to_owned());
     }
     let seen = witness::of_client(look.client, range)?;
     let mapped = vma.offset + (vma.end - vma.start);
     let mut refused = None;
-    for file in &files {
-        for (plane, name) in planes(file, mapped) {
-            let exported = sys::export_buffer(file, plane.buf_type, plane.index, plane.plane);
+    for file in files.take(MAX_FILES) {
+        for plane in planes(&file, mapped) {
+            let exported = sys::export_buffer(&file, plane.buf_type, plane.index, plane.plane);
             let dma_buf = match exported {
                 Ok(dma_buf) => dma_buf,
                 Err(errno) => {
@@ -135,22 +124,13 @@ fn identify(look: &Look<'_>, vma: &Vma, range: &Range<u64>, place: u64) -> Resul
                     continue;
                 }
             };
-            if !seen.is_of(&dma_buf, place) {
-                continue;
+            if seen.is_of(&dma_buf, place) {
+                return Ok(Known {
+                    name: plane.name(),
+                    dma_buf: Arc::new(dma_buf),
+                    witness: seen.witness(),
+                });
             }
-            let (exporter, size) =
-                client_file::exporter_of(&dma_buf).ok_or("nothing is known of its dma-buf")?;
-            let inode = rustix::fs::fstat(&dma_buf)
-                .map_err(|error| error.to_string())?
-                .st_ino;
-            return Ok(Known {
-                name,
-                dma_buf: Arc::new(dma_buf),
-                exporter,
-                size,
-                inode,
-                witness: seen.witness(),
-            });
         }
     }
     Err(match refused {
@@ -160,44 +140,54 @@ fn identify(look: &Look<'_>, vma: &Vma, range: &Range<u64>, place: u64) -> Resul
     })
 }
 
-/// The planes of MMAP buffers of `file` that somebody has mapped (or exported) and that have at least `mapped` bytes.
-fn planes(file: &File, mapped: u64) -> Vec<(Plane, String)> {
-    let mut found = Vec::new();
-    for buf_type in TYPES {
-        let mut missing = 0;
-        for index in 0..MAX_BUFFERS {
-            let mut buffer = PlanarBuffer::blank(buf_type, index);
-            if sys::buffer_ioctl(file, queue_row(QueueOp::Querybuf), &mut buffer).is_err() {
-                missing += 1;
-                if missing > MAX_GAP {
-                    break;
-                }
-                continue;
-            }
-            missing = 0;
-            if buffer.head.memory != memory::MMAP {
-                break;
-            }
-            if buffer.head.flags & buf_flag::MAPPED == 0 {
-                continue;
-            }
-            for (plane, described) in (0..).zip(buffer.described()) {
-                if u64::from(described.length).next_multiple_of(4096) >= mapped {
-                    let name = match buffer.is_multi_planar() {
-                        true => format!("buffer {index}, plane {plane}"),
-                        false => format!("buffer {index}"),
-                    };
-                    found.push((
-                        Plane {
-                            buf_type,
-                            index,
-                            plane,
-                        },
-                        name,
-                    ));
-                }
-            }
-        }
+/// The planes of MMAP buffers of `node` that somebody has mapped (or exported) and that have at least `mapped` bytes.
+fn planes(node: &impl AsFd, mapped: u64) -> impl Iterator<Item = Plane> {
+    let is_candidate = move |described: &V4l2Plane| {
+        let whole = u64::from(described.length).next_multiple_of(4096);
+        whole >= mapped
+    };
+    let of_buffer = move |buffer: PlanarBuffer| {
+        let is_mapped = buffer.head.flags & buf_flag::MAPPED != 0;
+        let described = buffer.described().iter().filter(|_| is_mapped).zip(0..);
+        let planes = described.filter(|(described, _)| is_candidate(described));
+        let plane = |(_, plane)| Plane {
+            buf_type: buffer.head.buf_type,
+            index: buffer.head.index,
+            plane,
+            is_one_of_several: buffer.is_multi_planar(),
+        };
+        planes.map(plane).collect::<Vec<_>>()
+    };
+    let types = types(node).into_iter();
+    types
+        .flat_map(|buf_type| buffers(node, buf_type))
+        .flat_map(of_buffer)
+}
+
+/// The queues that the node says it has; all, where it says nothing.
+fn types(node: &impl AsFd) -> Vec<u32> {
+    let told = v4l2r::ioctl::querycap(&node.as_fd()).map_or(0, |told: Capability| told.device_caps().bits());
+    let of = |caps| capture_types(caps).chain(output_types(caps)).collect();
+    let mut types: Vec<u32> = of(told);
+    if types.is_empty() {
+        types = of(u32::MAX);
     }
-    found
+    // A device may say in two ways that it has one.
+    types.dedup();
+    types
+}
+
+/// The MMAP buffers of a queue; the iterator asks the device as it goes.
+fn buffers(node: &impl AsFd, buf_type: u32) -> impl Iterator<Item = PlanarBuffer> {
+    let mut missing = 0;
+    let asked = (0..MAX_BUFFERS).map_while(move |index| {
+        let mut buffer = PlanarBuffer::blank(buf_type, index);
+        let there = sys::buffer_ioctl(node, queue_row(QueueOp::Querybuf), &mut buffer).is_ok();
+        missing = if there { 0 } else { missing + 1 };
+        if missing > MAX_GAP || there && buffer.head.memory != memory::MMAP {
+            return None;
+        }
+        Some(there.then_some(buffer))
+    });
+    asked.flatten()
 }

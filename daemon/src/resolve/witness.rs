@@ -81,10 +81,14 @@ pub(super) fn of_client(client: &BlockedThread, range: &Range<u64>) -> Result<Se
 impl Seen {
     /// Is it `object`, from its byte `place` on? For an object that has all its pages as soon as it is mapped.
     pub(super) fn is_of(&self, object: impl AsFd, place: u64) -> bool {
-        let Some(len) = place
-            .checked_add(self.length)
-            .and_then(|end| usize::try_from(end).ok())
-        else {
+        // One page first: all that is mapped gets its pages at once, and most objects are the wrong one.
+        self.is_of_up_to(&object, place, 1) && self.is_of_up_to(&object, place, self.length)
+    }
+
+    /// As far as the first `length` bytes show it.
+    fn is_of_up_to(&self, object: impl AsFd, place: u64, length: u64) -> bool {
+        let end = place.checked_add(length);
+        let Some(len) = end.and_then(|end| usize::try_from(end).ok()) else {
             return false;
         };
         // From the start: some drivers map their objects from there whatever the offset is.
@@ -93,14 +97,17 @@ impl Seen {
         };
         let ours = mapping.host_ptr().addr() as u64;
         match self.witness {
+            // Of the first page the whole is known.
+            Witness::Object(_) if length > 1 => true,
             Witness::Object(object) => {
                 matches!(sys::object_at(gettid(), ours), Ok(Some(of_ours)) if of_ours == object)
             }
             Witness::Frame(_) => std::fs::File::open("/proc/self/pagemap").is_ok_and(|pagemap| {
+                let of_part = self.pages.iter().filter(|(distance, _)| *distance < length);
                 let same = |(distance, frame): &(u64, u64)| {
                     sys::frame_of(&pagemap, ours + place + distance) == Some(*frame)
                 };
-                self.pages.iter().all(same)
+                of_part.into_iter().all(same)
             }),
         }
     }

@@ -62,8 +62,10 @@ impl Session {
         }
         let mut exported = Vec::new();
         for (index, slot) in &queue.slots {
-            let planes = 0..slot.planes.as_ref().map_or(0, |planes| planes.len());
-            let fds = planes.map(|plane| self.node.export(buf_type, *index, plane));
+            let planes = slot.planes.iter().flat_map(|planes| planes.iter());
+            let fds = (0..)
+                .zip(planes)
+                .map(|(plane, _)| self.node.export(buf_type, *index, plane));
             let fds: Vec<_> = fds
                 .collect::<Result<_, _>>()
                 .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;

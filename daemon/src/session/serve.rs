@@ -100,7 +100,11 @@ impl Way {
         may_import: impl FnOnce(&Importable) -> Result<(), &'static str>,
     ) -> Result<Self, MemoryFault> {
         let behind = resolve::resolve(look, claim.client_addr, claim.length)?;
-        let how = match importable(&behind, claim.length, may_import) {
+        let allowed = behind.importable(claim.length).and_then(|importable| {
+            may_import(importable)?;
+            Ok(importable)
+        });
+        let how = match allowed {
             Ok(importable) => How::Import(importable.clone()),
             Err(why) => How::Copy {
                 pieces: behind
@@ -315,26 +319,6 @@ impl Way {
             Err(MemoryFault::Fault)
         }
     }
-}
-
-/// The dma-buf that stands behind the whole of it, or why there is none that could be imported.
-fn importable(
-    behind: &Behind,
-    length: u32,
-    may_import: impl FnOnce(&Importable) -> Result<(), &'static str>,
-) -> Result<&Importable, String> {
-    let [segment] = &behind.segments[..] else {
-        return Err("it lies in several mappings".to_owned());
-    };
-    let importable = segment.found.import.as_ref().map_err(Clone::clone)?;
-    may_import(importable)?;
-    if importable.offset != 0 {
-        return Err("it does not begin where its dma-buf begins, which a driver cannot be told".to_owned());
-    }
-    if importable.size < u64::from(length) {
-        return Err("its dma-buf is shorter".to_owned());
-    }
-    Ok(importable)
 }
 
 impl Piece {

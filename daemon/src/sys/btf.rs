@@ -3,33 +3,24 @@
 
 /// The bytes of a BTF blob, cut into types and names.
 pub struct Btf<'a> {
-    types: Vec<Type<'a>>,
+    types: &'a [u8],
+    /// Where each type begins in `types`, that of number 1 first. There are over a hundred thousand.
+    starts: Vec<u32>,
     strings: &'a [u8],
 }
 
-/// One type: its number, and the words that describe it.
+/// One type: the words that describe it.
 struct Type<'a> {
-    id: u32,
     name: u32,
     kind: u32,
     has_bitfields: bool,
     members: &'a [u8],
 }
 
-const STRUCT: u32 = 4;
-const UNION: u32 = 5;
-const FUNC: u32 = 12;
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    let bytes = bytes.get(at..at.checked_add(4)?)?;
-    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
-}
-
-fn types(types: &[u8]) -> impl Iterator<Item = Type<'_>> {
-    let mut at = 0;
-    // 0 is `void`.
-    (1..).map_while(move |id| {
-        let info = word(types, at + 4)?;
+impl<'a> Type<'a> {
+    /// The one that begins at byte `at`.
+    fn read(types: &'a [u8], at: usize) -> Option<Self> {
+        let info = word(types, at.checked_add(4)?)?;
         let count = usize::try_from(info & 0xffff).ok()?;
         let kind = info >> 24 & 0x1f;
         let behind = match kind {
@@ -39,16 +30,22 @@ fn types(types: &[u8]) -> impl Iterator<Item = Type<'_>> {
             6 | 13 => count * 8,
             _ => 0,
         };
-        let found = Type {
-            id,
+        Some(Self {
             name: word(types, at)?,
             kind,
             has_bitfields: info >> 31 == 1,
             members: types.get(at + 12..at + 12 + behind)?,
-        };
-        at += 12 + behind;
-        Some(found)
-    })
+        })
+    }
+}
+
+const STRUCT: u32 = 4;
+const UNION: u32 = 5;
+const FUNC: u32 = 12;
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..at.checked_add(4)?)?;
+    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
 }
 
 impl<'a> Btf<'a> {
@@ -64,9 +61,30 @@ impl<'a> Btf<'a> {
             let start = header.checked_add(offset)?;
             blob.get(start..start.checked_add(len)?)
         };
+        let types = part(at(8)?, at(12)?)?;
+        let mut starts = Vec::new();
+        let mut next = 0;
+        while let Some(found) = Type::read(types, next) {
+            starts.push(u32::try_from(next).ok()?);
+            next += 12 + found.members.len();
+        }
         Some(Self {
-            types: types(part(at(8)?, at(12)?)?).collect(),
+            types,
+            starts,
             strings: part(at(16)?, at(20)?)?,
+        })
+    }
+
+    fn type_at(&self, start: u32) -> Option<Type<'a>> {
+        Type::read(self.types, usize::try_from(start).ok()?)
+    }
+
+    /// The type of this kind and name, and its number; 0 is `void`.
+    fn named(&self, kind: u32, name: &str) -> Option<(u32, Type<'a>)> {
+        let mut types = (1..).zip(&self.starts);
+        types.find_map(|(id, start)| {
+            let found = self.type_at(*start)?;
+            (found.kind == kind && self.is_named(found.name, name)).then_some((id, found))
         })
     }
 
@@ -79,19 +97,13 @@ impl<'a> Btf<'a> {
 
     /// The number of a function.
     pub fn function(&self, name: &str) -> Option<u32> {
-        let mut types = self.types.iter();
-        types
-            .find(|each| each.kind == FUNC && self.is_named(each.name, name))
-            .map(|each| each.id)
+        self.named(FUNC, name).map(|(id, _)| id)
     }
 
     /// Where the field lies in the struct, in bytes; also within structs and unions without a name.
     pub fn field(&self, of_struct: &str, field: &str) -> Option<u16> {
-        let found = self
-            .types
-            .iter()
-            .find(|each| each.kind == STRUCT && self.is_named(each.name, of_struct))?;
-        u16::try_from(self.bit_in(found, field, 0)? / 8).ok()
+        let (_, found) = self.named(STRUCT, of_struct)?;
+        u16::try_from(self.bit_in(&found, field, 0)? / 8).ok()
     }
 
     fn bit_in(&self, of: &Type<'_>, field: &str, depth: u32) -> Option<u32> {
@@ -112,8 +124,8 @@ impl<'a> Btf<'a> {
             if name != 0 && !self.is_named(name, "") {
                 return None;
             }
-            let inner = self.types.get(usize::try_from(of_type).ok()?.checked_sub(1)?)?;
-            Some(offset + self.bit_in(inner, field, depth + 1)?)
+            let inner = self.starts.get(usize::try_from(of_type).ok()?.checked_sub(1)?)?;
+            Some(offset + self.bit_in(&self.type_at(*inner)?, field, depth + 1)?)
         })
     }
 }

@@ -36,7 +36,7 @@ pub use planes::buffer_ioctl;
 pub use process::{
     MemoryFault, RemoteMemory, pidfd_open_thread, read_byte, read_bytes, read_into, write_bytes, write_from,
 };
-pub use procmap::{Vma, query_vma};
+pub use procmap::{Vma, query_vma, query_vma_unnamed};
 pub use readiness::{Watched, register};
 pub use udmabuf::udmabuf;
 pub use v4l2::{ioctl, poll};

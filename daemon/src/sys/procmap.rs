@@ -34,6 +34,19 @@ impl Vma {
     pub fn st_dev(&self) -> u64 {
         nix::sys::stat::makedev(u64::from(self.device.0), u64::from(self.device.1))
     }
+
+    /// Is it in all that counts the same mapping? The name does not: a file can be renamed.
+    #[must_use]
+    pub fn is_still(&self, now: &Self) -> bool {
+        let of = |vma: &Self| {
+            (
+                (vma.start, vma.end, vma.offset),
+                (vma.readable, vma.writable, vma.shared),
+                (vma.device, vma.inode),
+            )
+        };
+        of(self) == of(now)
+    }
 }
 
 const READABLE: u64 = 1;
@@ -67,13 +80,32 @@ nix::ioctl_readwrite!(procmap_query, b'f', 17, ProcmapQuery);
 /// # Errors
 /// `ENOTTY` on kernels before 6.11, `ESRCH` when the memory is gone (the process has ended or called exec).
 pub fn query_vma(maps: impl AsFd, client_addr: u64) -> Result<Option<Vma>, Errno> {
-    // PATH_MAX, and what the kernel asks for at most.
-    let mut name = [0_u8; 4096];
+    match query(&maps, client_addr, &mut [0; 256]) {
+        // PATH_MAX, and what the kernel asks for at most.
+        Err(Errno::ENAMETOOLONG) => query(&maps, client_addr, &mut [0; 4096]),
+        answer => answer,
+    }
+}
+
+/// The same without the name, which is left empty: where a file lies the kernel finds out with some effort.
+///
+/// # Errors
+/// As [`query_vma`].
+pub fn query_vma_unnamed(maps: impl AsFd, client_addr: u64) -> Result<Option<Vma>, Errno> {
+    query(&maps, client_addr, &mut [])
+}
+
+fn query(maps: &impl AsFd, client_addr: u64, name: &mut [u8]) -> Result<Option<Vma>, Errno> {
+    // The kernel wants both or none.
+    let name_addr = match name.is_empty() {
+        true => 0,
+        false => name.as_mut_ptr().expose_provenance() as u64,
+    };
     let mut query = ProcmapQuery {
         size: size_of::<ProcmapQuery>() as u64,
         query_addr: client_addr,
-        vma_name_size: 4096,
-        vma_name_addr: name.as_mut_ptr().expose_provenance() as u64,
+        vma_name_size: u32::try_from(name.len()).map_err(|_| Errno::EINVAL)?,
+        vma_name_addr: name_addr,
         ..ProcmapQuery::default()
     };
     // SAFETY: the struct is the kernel's of 104 bytes, alive for the call; the kernel writes at most `vma_name_size`
