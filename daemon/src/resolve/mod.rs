@@ -42,7 +42,7 @@ pub use policy::{Importer, Policy, PolicyError, Rule, Verdict};
 pub use witness::Witness;
 
 /// At most so many of a client's open files of one device are tried.
-const MAX_FILES: usize = 16;
+const MAX_FILES: usize = 64;
 
 /// What a device does with the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
