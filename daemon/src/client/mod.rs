@@ -23,8 +23,11 @@ use vidcompat_proto::queue::ClientKey;
 use crate::sys::{self, Mapping, MemoryFault, RemoteMemory, Vma};
 
 pub use blocking::{CallShape, FileFlags};
-pub use objects::{field, offset_of_start, own_fdinfo};
+pub use objects::{Identity, field, offset_of_start, own_fdinfo};
 pub use privilege::is_admin;
+
+/// A client may have opened a million files, and have us go through them at each QBUF.
+const MOST_FILES: usize = 4096;
 
 /// One process with one address space.
 #[derive(Debug)]
@@ -103,18 +106,17 @@ impl BlockedThread {
         self.tid
     }
 
-    /// The numbers of this thread's open files, each with what `/proc/TID/fd/N` says of it. Nothing where they cannot
-    /// be seen.
-    pub fn files(&self) -> Vec<(i32, Vec<u8>)> {
-        let Ok(folder) = std::fs::read_dir(format!("/proc/{}/fd", self.tid)) else {
-            return Vec::new();
-        };
+    /// The numbers of this thread's open files, each with what `/proc/TID/fd/N` says of it: the lowest [`MOST_FILES`].
+    /// Nothing where they cannot be seen.
+    pub fn files(&self) -> impl Iterator<Item = (i32, Vec<u8>)> {
+        let folder = std::fs::read_dir(format!("/proc/{}/fd", self.tid));
         let file = |entry: std::fs::DirEntry| {
             let number = entry.file_name().to_str()?.parse().ok()?;
             let link = std::fs::read_link(entry.path()).ok()?;
             Some((number, link.into_os_string().into_encoded_bytes()))
         };
-        folder.filter_map(|entry| file(entry.ok()?)).collect()
+        let entries = folder.into_iter().flatten().take(MOST_FILES);
+        entries.filter_map(move |entry| file(entry.ok()?))
     }
 
     /// The very file that is fd `number` in this thread, as an fd of ours. Only to be called for a kind of file of

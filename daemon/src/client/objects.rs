@@ -3,6 +3,9 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags, makedev, statx};
 
 use super::{BlockedThread, maps};
 use crate::sys::{self, CpuUse, Mapping, Vma};
@@ -18,7 +21,7 @@ impl BlockedThread {
         fdinfo: impl Fn(&str) -> bool,
     ) -> Option<OwnedFd> {
         let inode = vma.inode.to_string();
-        self.files().into_iter().find_map(|(number, of_fd)| {
+        self.files().find_map(|(number, of_fd)| {
             if !link(&of_fd) {
                 return None;
             }
@@ -39,7 +42,12 @@ impl BlockedThread {
     /// What open says, e.g. without CAP_CHECKPOINT_RESTORE; `NotFound` also for a mapping that has changed.
     pub fn open_mapped(&self, vma: &Vma) -> io::Result<File> {
         let link = format!("/proc/{}/map_files/{:x}-{:x}", self.tid, vma.start, vma.end);
-        let file = OpenOptions::new().read(true).write(vma.writable).open(link)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(vma.writable);
+        // Another file may be mapped there by now.
+        let file = options
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(link)?;
         if is_mapped_by(&file, vma) {
             Ok(file)
         } else {
@@ -49,7 +57,57 @@ impl BlockedThread {
 }
 
 fn is_mapped_by(file: impl AsFd, vma: &Vma) -> bool {
-    rustix::fs::fstat(file).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (vma.st_dev(), vma.inode))
+    Identity::of(file).is_some_and(|identity| identity.is_mapped_by(vma))
+}
+
+/// Which file it is, as the kernel knows without asking anybody: a client's file may be of a file system (FUSE) whose
+/// server is the client, and never answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    st_dev: u64,
+    inode: u64,
+    /// Major and minor, of a character device.
+    pub device: Option<(u32, u32)>,
+}
+
+impl Identity {
+    /// Of what is at `path`. A link there leads on.
+    pub fn at(path: &str) -> Option<Self> {
+        Self::told(statx(CWD, path, Self::flags(), Self::wanted()))
+    }
+
+    /// Of an open file.
+    pub fn of(file: impl AsFd) -> Option<Self> {
+        Self::told(statx(
+            file,
+            c"",
+            Self::flags() | AtFlags::EMPTY_PATH,
+            Self::wanted(),
+        ))
+    }
+
+    fn flags() -> AtFlags {
+        AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT
+    }
+
+    fn wanted() -> StatxFlags {
+        StatxFlags::TYPE | StatxFlags::INO
+    }
+
+    fn told(stat: rustix::io::Result<Statx>) -> Option<Self> {
+        let stat = stat.ok()?;
+        let is_device = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::CharacterDevice;
+        Some(Self {
+            st_dev: makedev(stat.stx_dev_major, stat.stx_dev_minor),
+            inode: stat.stx_ino,
+            device: is_device.then_some((stat.stx_rdev_major, stat.stx_rdev_minor)),
+        })
+    }
+
+    /// Is it the file that `vma` maps?
+    pub fn is_mapped_by(&self, vma: &Vma) -> bool {
+        (self.st_dev, self.inode) == (vma.st_dev(), vma.inode)
+    }
 }
 
 /// The value of a line of fdinfo, such as `exp_name: system`.

@@ -5,11 +5,10 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::MetadataExt;
-
-use nix::sys::stat::{major, minor};
+use std::os::unix::fs::OpenOptionsExt;
 
 use super::{Access, Look};
+use crate::client::Identity;
 use crate::sys::Vma;
 
 /// At most so many of a client's fds are taken for one mapping.
@@ -17,9 +16,9 @@ const MAX_FILES: usize = 16;
 
 /// Number of the character device that is mapped: major, minor. `None` for what is none, and where the mapping has
 /// changed meanwhile.
-pub(super) fn device_of(look: &Look<'_>, vma: &Vma) -> Option<(u64, u64)> {
-    let metadata = std::fs::metadata(link_of(look, vma)).ok()?;
-    is_mapped(&metadata, vma).then(|| (major(metadata.rdev()), minor(metadata.rdev())))
+pub(super) fn device_of(look: &Look<'_>, vma: &Vma) -> Option<(u32, u32)> {
+    let file = Identity::at(&link_of(look, vma))?;
+    file.device.filter(|_| file.is_mapped_by(vma))
 }
 
 /// The link by which the kernel names the file of a mapping.
@@ -32,22 +31,21 @@ fn link_of(look: &Look<'_>, vma: &Vma) -> String {
     )
 }
 
-fn is_mapped(metadata: &std::fs::Metadata, vma: &Vma) -> bool {
-    use std::os::unix::fs::FileTypeExt;
-    metadata.file_type().is_char_device() && metadata.dev() == vma.st_dev() && metadata.ino() == vma.inode
+fn is_mapped(file: Option<Identity>, vma: &Vma) -> bool {
+    file.is_some_and(|file| file.device.is_some() && file.is_mapped_by(vma))
 }
 
 /// The client's open files of the character device that is mapped: the very ones it has, so what belongs to an open
 /// file (a queue, handles) belongs to these, too.
 pub(super) fn of_mapping(look: &Look<'_>, vma: &Vma) -> Vec<File> {
-    let same = |file: &File| file.metadata().is_ok_and(|metadata| is_mapped(&metadata, vma));
-    let taken = look.client.files().into_iter().filter_map(|(number, link)| {
+    let same = |file: &File| is_mapped(Identity::of(file), vma);
+    let taken = look.client.files().filter_map(|(number, link)| {
         if link != vma.name {
             return None;
         }
         // Follows the link to the open file itself, and takes no part in it.
-        let metadata = std::fs::metadata(format!("/proc/{}/fd/{number}", look.client.tid())).ok()?;
-        if !is_mapped(&metadata, vma) {
+        let file = Identity::at(&format!("/proc/{}/fd/{number}", look.client.tid()));
+        if !is_mapped(file, vma) {
             return None;
         }
         Some(File::from(look.client.file(number).ok()?)).filter(same)
@@ -61,9 +59,10 @@ pub(super) fn reopen(look: &Look<'_>, vma: &Vma) -> Option<File> {
     let open = File::options()
         .read(true)
         .write(look.access == Access::Write)
+        // Another file may be mapped there by now.
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(link_of(look, vma));
-    open.ok()
-        .filter(|file| file.metadata().is_ok_and(|metadata| is_mapped(&metadata, vma)))
+    open.ok().filter(|file| is_mapped(Identity::of(file), vma))
 }
 
 /// Who has made this dma-buf (`exp_name` of its fdinfo, dma-buf.c), and how many bytes it has.

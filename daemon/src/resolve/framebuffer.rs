@@ -22,7 +22,7 @@ use super::{Access, CopyBy, Found, Importable, Kind, Look};
 use crate::sys::{self, Vma};
 
 /// `FB_MAJOR` (linux/major.h)
-const MAJOR: u64 = 29;
+const MAJOR: u32 = 29;
 
 /// The exporter whose object can be the very memory that its framebuffer device shows; others are not looked at.
 const EXPORTER: &str = "virtio_gpu";
@@ -46,7 +46,8 @@ impl Kind for Framebuffer {
         let file = client_file::of_mapping(look, vma).into_iter().next();
         // The mapping itself leads there, too; it is opened anew, which means nothing to a framebuffer.
         let file = file.or_else(|| client_file::reopen(look, vma));
-        let place = vma.offset + (range.start - vma.start);
+        // Some drivers let anything be mapped, with nothing behind it.
+        let place = vma.offset.checked_add(range.end - vma.start)? - (range.end - range.start);
         let length = range.end - range.start;
         let has_pages = look.client.touch(range.start).is_ok();
         let (id, copy) = match file.map(Arc::new) {
@@ -102,7 +103,7 @@ impl Kind for Framebuffer {
 /// Why there is none to be imported, for people.
 fn import(
     look: &Look<'_>,
-    number: u64,
+    number: u32,
     client_addr: u64,
     place: u64,
     pitch: u32,

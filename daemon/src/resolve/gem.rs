@@ -17,7 +17,7 @@ use super::{CopyBy, Found, Importable, Kind, Look};
 use crate::sys::{self, Vma};
 
 /// `DRM_MAJOR` (drm/drm_drv.h)
-const MAJOR: u64 = 226;
+const MAJOR: u32 = 226;
 
 /// `DRM_FILE_PAGE_OFFSET_START` (drm/drm_vma_manager.h) in bytes: no made-up offset is smaller.
 const FIRST_OFFSET: u64 = 1 << 32;

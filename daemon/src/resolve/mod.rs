@@ -161,10 +161,10 @@ const KINDS: &[&dyn Kind] = &[
     &device::Device,
 ];
 
-/// A part of a stretch that lies in one mapping.
+/// A part of a stretch that lies in one mapping; of plain memory, in several.
 #[derive(Clone, Debug)]
 pub struct Segment {
-    /// The mapping.
+    /// The mapping, or the first of them.
     pub vma: Vma,
     /// What of it belongs to the stretch.
     pub range: Range<u64>,
@@ -181,7 +181,11 @@ pub struct Behind {
     pub segments: Vec<Segment>,
 }
 
-/// What stands behind `length` bytes from `client_addr`.
+/// So many mappings of a stretch are shown to the kinds, which may go through all fds of the client for each, and keep
+/// an fd and a mapping of ours; a client can cut its memory into 65,000. What comes behind is plain memory or nothing.
+const MOST_OBJECTS: usize = 8;
+
+/// What stands behind `length` bytes from `client_addr`. Plain memory is one segment, however many mappings it has.
 ///
 /// # Errors
 /// [`MemoryFault::Fault`] where a page is not mapped, does not allow the access, or can be had in no way.
@@ -189,14 +193,20 @@ pub fn resolve(look: &Look<'_>, client_addr: u64, length: u32) -> Result<Behind,
     let end = client_addr
         .checked_add(u64::from(length))
         .ok_or(MemoryFault::Fault)?;
-    let mut segments = Vec::new();
+    let mut segments: Vec<Segment> = Vec::new();
+    let mut asked = 0;
     look.client.each_mapping(client_addr..end, |vma| {
         let range = vma.start.max(client_addr)..vma.end.min(end);
-        let segment = examine(look, vma, range);
+        let segment = examine(look, vma, range, &mut asked);
         if segment.found.copy.is_err() && segment.found.import.is_err() {
             return Err(MemoryFault::Fault);
         }
-        segments.push(segment);
+        match segments.last_mut() {
+            Some(last) if last.kind == plain::NAME && segment.kind == plain::NAME => {
+                last.range.end = segment.range.end;
+            }
+            _ => segments.push(segment),
+        }
         Ok(())
     })?;
     Ok(Behind { segments })
@@ -206,23 +216,28 @@ pub fn resolve(look: &Look<'_>, client_addr: u64, length: u32) -> Result<Behind,
 pub fn examine_all(look: &Look<'_>, client_addr: u64, length: u32) -> Behind {
     let end = client_addr.saturating_add(u64::from(length));
     let mut segments = Vec::new();
+    let mut asked = 0;
     // A hole is where the last segment ends.
     let _ = look.client.each_mapping(client_addr..end, |vma| {
         let range = vma.start.max(client_addr)..vma.end.min(end);
-        segments.push(examine(look, vma, range));
+        segments.push(examine(look, vma, range, &mut asked));
         Ok(())
     });
     Behind { segments }
 }
 
-fn examine(look: &Look<'_>, vma: Vma, range: Range<u64>) -> Segment {
+/// `asked` counts the mappings that were shown to the kinds.
+fn examine(look: &Look<'_>, vma: Vma, range: Range<u64>, asked: &mut usize) -> Segment {
     let allowed = match look.access {
         Access::Write => vma.writable,
         Access::Read => true,
     };
     let has_object = vma.shared && vma.inode != 0 && (vma.readable || look.access == Access::Write);
-    let asked = KINDS.iter().filter(|_| allowed && has_object);
-    let by_kind = asked
+    let ask = allowed && has_object && *asked < MOST_OBJECTS;
+    *asked += usize::from(ask);
+    let by_kind = KINDS
+        .iter()
+        .filter(|_| ask)
         .copied()
         .find_map(|kind| Some((kind.name(), kind.find(look, &vma, &range)?)));
     let (kind, found) = by_kind.unwrap_or_else(|| plain::find(look, &vma, &range, allowed));
@@ -235,21 +250,27 @@ fn examine(look: &Look<'_>, vma: Vma, range: Range<u64>) -> Segment {
 }
 
 impl Behind {
-    /// Is all of it still mapped as it was when it was found?
+    /// Are all objects in it still mapped as they were when they were found? Plain memory is not looked at: whoever
+    /// copies to or from it goes by its address, and is told.
     pub fn still_holds(&self, client: &BlockedThread) -> bool {
-        let mut segments = self.segments.iter();
-        let (Some(first), Some(last)) = (self.segments.first(), self.segments.last()) else {
-            return false;
+        let is_object = |segment: &&Segment| segment.kind != plain::NAME;
+        let (Some(first), Some(last)) = (
+            self.segments.iter().find(is_object),
+            self.segments.iter().rfind(is_object),
+        ) else {
+            return true;
         };
+        let mut objects = self.segments.iter().filter(is_object).peekable();
         let walked = client.each_mapping(first.range.start..last.range.end, |vma| {
-            let same = segments.next().is_some_and(|segment| {
-                let witness = segment.found.frame;
-                segment.vma == vma
-                    && witness.is_none_or(|witness| witness.still_holds(client, segment.range.start))
-            });
+            let Some(segment) = objects.next_if(|segment| segment.range.start < vma.end) else {
+                return Ok(());
+            };
+            let witness = segment.found.frame;
+            let same = segment.vma == vma
+                && witness.is_none_or(|witness| witness.still_holds(client, segment.range.start));
             if same { Ok(()) } else { Err(MemoryFault::Fault) }
         });
-        walked.is_ok() && segments.next().is_none()
+        walked.is_ok() && objects.next().is_none()
     }
 
     /// Plain memory and nothing else: there is nothing that a look before the copy could find out.

@@ -20,8 +20,8 @@ use super::{CopyBy, Found, Importable, Kind, Look};
 use crate::sys::{self, Vma};
 
 /// `VIDEO_MAJOR` (media/v4l2-dev.h), and how many minors are V4L2's: ours are behind them.
-const MAJOR: u64 = 81;
-const MINORS: u64 = 256;
+const MAJOR: u32 = 81;
+const MINORS: u32 = 256;
 
 /// The kinds of queue that a node can have buffers of.
 const TYPES: [u32; 12] = [
