@@ -16,6 +16,8 @@ function cpu(size, variant,    key) {
     key = "stream " size " " variant
     return median(key, "client_us") + (variant ~ /^ours|-ours$/ ? median(key, "daemon_us") : 0)
 }
+# The real node's, or that it has none.
+function native(size, variant) { return n["stream " size " " variant] ? sprintf("%.0f", cpu(size, variant)) : "refused" }
 function busy(size, variant) { return median("stream " size " " variant, "busy_us") }
 function percentile(size, variant, p,    sorted, line, count, wanted, value) {
     sorted = "sort -n latency-" size "-" variant " 2>/dev/null"
@@ -28,9 +30,18 @@ function cpu_row(size, what, real, ours,    k, contig, mmap) {
     contig = real == "contig-mmap" # this driver has no USERPTR
     mmap = contig ? real : "real-mmap"
     k = "stream " size " " ours
-    printf "  %-10s %-30s %8.0f %8s %8.0f %-19s %6s %6s %8s\n", size, what, cpu(size, mmap), contig ? "refused" : sprintf("%.0f", cpu(size, real)), cpu(size, ours),
+    if (!n[k]) return # this kernel has not got the memory
+    printf "  %-10s %-30s %8.0f %8s %8.0f %-19s %6s %6s %8s\n", size, what, cpu(size, mmap), contig ? "refused" : native(size, real), cpu(size, ours),
         sprintf("= %.0f + %.0f", median(k, "client_us"), median(k, "daemon_us")), contig ? "-" : div(cpu(size, ours), cpu(size, real)), div(cpu(size, ours), cpu(size, mmap)),
-        div(busy(size, ours), busy(size, real))
+        div(busy(size, ours), busy(size, mmap))
+}
+function qbuf_row(what, memory,    i, keys, row) {
+    split("0-same 0-new 64-same 64-new", keys, " ")
+    for (i = 1; i <= 4; i++) {
+        sub("-", "-" memory "-", keys[i])
+        row = row sprintf(" %10s", n["qbuf " keys[i]] ? sprintf("%.0f", median("qbuf " keys[i], "qbuf_us")) : "-")
+    }
+    printf "  %-41s%s\n", what, row
 }
 function latency_row(size, what, real, ours,    a, b, c, d) {
     a = percentile(size, real, 50); b = percentile(size, real, 99)
@@ -55,8 +66,17 @@ END {
         cpu_row(order[i], "new pointers", "real-new", "ours-new")
         cpu_row(order[i], "new pointers, poll", "real-poll", "ours-poll")
         cpu_row(order[i], "new pointers, dma-contig", "contig-mmap", "contig-ours")
+        cpu_row(order[i], "heap buffers, no copy", "real-heap", "ours-heap")
+        cpu_row(order[i], "  new pointers", "real-heap", "ours-heap-new")
+        cpu_row(order[i], "vivid's buffers, no copy", "real-vivid", "ours-vivid")
+        cpu_row(order[i], "  new pointers", "real-vivid", "ours-vivid-new")
     }
-    print "  machine: busy time of all processors, the driver included, ours to the real node\n"
+    print "  machine: busy time of all processors, the driver included, ours to the real node\047s MMAP\n"
+    printf "%-43s %10s %10s %10s %10s\n", "QBUF of 1920x1080, us", "real, same", "real, new", "ours, same", "ours, new"
+    qbuf_row("plain memory", "malloc")
+    qbuf_row("vivid\047s buffer", "video")
+    qbuf_row("heap buffer", "heap")
+    print "  same: the pointer of this index\047s last QBUF; new: another one, which has to be looked behind\n"
     printf "%-43s %8s %8s %8s %8s %8s %8s %8s\n", "Latency, us: from the driver's timestamp", "real", "real", "ours", "ours", "added", "added", "ratio"
     printf "%-43s %8s %8s %8s %8s %8s %8s %8s\n", "to the return of DQBUF", "p50", "p99", "p50", "p99", "p50", "p99", "p50"
     for (i = 1; i <= 2; i++) {

@@ -656,10 +656,14 @@ fn play(case: &Case, seen: &mut Seen) {
     for action in &case.actions {
         play.step(action);
     }
+    *seen.entry(IMPORTED).or_default() += play.subject.imports;
     for (answer, times) in play.seen {
         *seen.entry(answer).or_default() += times;
     }
 }
+
+/// Planes that the device had by import of the client's own dma-buf.
+const IMPORTED: (&str, Option<Errno>) = ("import", None);
 
 /// Plays scripts on queues of `buf_types`.
 fn play_all(buf_types: &'static [u32], cases_at_least: u32) {
@@ -707,6 +711,10 @@ fn play_all(buf_types: &'static [u32], cases_at_least: u32) {
     if std::env::var("SHOWSEEN").is_ok() {
         eprintln!("{seen:#?}");
     }
+    assert!(
+        seen.get(&IMPORTED).is_some_and(|times| *times > 300),
+        "hardly any import"
+    );
     for (call, errnos) in answers {
         // Of the buffers that are to be removed one is often queued, or not there.
         let enough = if call == "REMOVE_BUFS" { 100 } else { 300 };

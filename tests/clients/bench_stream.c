@@ -1,13 +1,14 @@
 /*
- * Streams from a V4L2 node, or calls one flat ioctl over and over, and prints
- * what that cost as key=value words. tests/bench-guest compares the figures of
- * the real node with ours.
+ * Streams from a V4L2 node, or calls one ioctl over and over, and prints what
+ * that cost as key=value words. tests/bench-guest compares the figures of the
+ * real node with ours.
  *
  * Only the steady state is measured: the first frames, for which the memory is
  * touched for the first time, are left out.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/dma-heap.h>
 #include <linux/videodev2.h>
 #include <poll.h>
 #include <stdint.h>
@@ -21,7 +22,7 @@
 
 #define BUFFERS 4
 
-static const char *device = "/dev/video0", *latency_file, *cpu_file, *io_file;
+static const char *device = "/dev/video0", *kind = "malloc", *latency_file, *cpu_file, *io_file;
 static int fd, use_userptr, keep_pointers, use_poll;
 static size_t length;
 static void *memory[2 * BUFFERS]; /* two for each index, in turn, for USERPTR */
@@ -110,6 +111,57 @@ static void queue_buffer(unsigned index)
 	check(ioctl(fd, VIDIOC_QBUF, &buffer), "QBUF");
 }
 
+static void *heap_memory(void)
+{
+	struct dma_heap_allocation_data heap = { .len = (length + 4095) / 4096 * 4096, .fd_flags = O_RDWR | O_CLOEXEC };
+	int heap_fd = open("/dev/dma_heap/system", O_RDWR);
+
+	check(heap_fd, "/dev/dma_heap/system");
+	check(ioctl(heap_fd, DMA_HEAP_IOCTL_ALLOC, &heap), "DMA_HEAP_IOCTL_ALLOC");
+	close(heap_fd);
+	/* Its fd stays open, as that of a program that passes it on. */
+	return mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, heap.fd, 0);
+}
+
+/* A buffer of another device, which has the same format. */
+static void *device_memory(unsigned number, unsigned count)
+{
+	static int other = -1;
+	struct v4l2_buffer buffer = { .index = number, .type = V4L2_BUF_TYPE_VIDEO_CAPTURE, .memory = V4L2_MEMORY_MMAP };
+
+	if (other == -1) {
+		struct v4l2_requestbuffers request = { .count = count, .type = buffer.type, .memory = buffer.memory };
+
+		other = open(kind, O_RDWR);
+		check(other, kind);
+		check(ioctl(other, VIDIOC_REQBUFS, &request), "REQBUFS of the memory's device");
+	}
+	check(ioctl(other, VIDIOC_QUERYBUF, &buffer), "QUERYBUF of the memory's device");
+	if (buffer.length < length) {
+		errno = EINVAL;
+		check(-1, "the memory's device has smaller buffers");
+	}
+	return mmap(NULL, buffer.length, PROT_READ | PROT_WRITE, MAP_SHARED, other, buffer.m.offset);
+}
+
+/* Number so and so of so many buffers of the kind of memory that was asked for. */
+static void *allocate(unsigned number, unsigned count)
+{
+	void *got;
+
+	if (!strcmp(kind, "malloc"))
+		got = malloc(length);
+	else if (!strcmp(kind, "heap"))
+		got = heap_memory();
+	else
+		got = device_memory(number, count);
+	if (!got || got == MAP_FAILED)
+		check(-1, kind);
+	/* Memory that was never touched is slower to write, for the driver as for the daemon. */
+	memset(got, 1, length);
+	return got;
+}
+
 static void start(void)
 {
 	struct v4l2_format format = { .type = V4L2_BUF_TYPE_VIDEO_CAPTURE };
@@ -129,11 +181,7 @@ static void start(void)
 	}
 	for (unsigned i = 0; i < 2 * BUFFERS; i++) {
 		if (use_userptr) {
-			memory[i] = malloc(length);
-			if (!memory[i])
-				check(-1, "malloc");
-			/* Memory that was never touched is slower to write, for the driver as for the daemon. */
-			memset(memory[i], 1, length);
+			memory[i] = allocate(i, 2 * BUFFERS);
 		} else if (i < BUFFERS) {
 			struct v4l2_buffer buffer = { .index = i, .type = type, .memory = V4L2_MEMORY_MMAP };
 
@@ -185,6 +233,48 @@ static void stream(unsigned frames)
 		fclose(file);
 }
 
+static int ascending(const void *a, const void *b)
+{
+	int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+
+	return (x > y) - (x < y);
+}
+
+/*
+ * What a QBUF alone costs, in the median: of the pointer that this index had
+ * last time (-k), or of another one each time. Nothing is streamed; STREAMOFF
+ * takes the buffer back.
+ */
+static void queue_over_and_over(unsigned count)
+{
+	struct v4l2_format format = { .type = V4L2_BUF_TYPE_VIDEO_CAPTURE };
+	struct v4l2_requestbuffers request = {
+		.count = 2,
+		.type = V4L2_BUF_TYPE_VIDEO_CAPTURE,
+		.memory = V4L2_MEMORY_USERPTR,
+	};
+	enum v4l2_buf_type type = V4L2_BUF_TYPE_VIDEO_CAPTURE;
+	int64_t *took = calloc(count, sizeof(*took));
+
+	check(ioctl(fd, VIDIOC_G_FMT, &format), "G_FMT");
+	length = format.fmt.pix.sizeimage;
+	check(ioctl(fd, VIDIOC_REQBUFS, &request), "REQBUFS");
+	for (unsigned i = 0; i < 2; i++)
+		memory[i] = allocate(i, 2);
+	/* The first ones are not counted: both pointers have been seen before. */
+	for (unsigned i = 0; i < count + 4; i++) {
+		int64_t before = now(CLOCK_MONOTONIC);
+
+		queue_buffer(0);
+		if (i >= 4)
+			took[i - 4] = now(CLOCK_MONOTONIC) - before;
+		check(ioctl(fd, VIDIOC_STREAMOFF, &type), "STREAMOFF");
+	}
+	qsort(took, count, sizeof(*took), ascending);
+	printf("qbufs=%u qbuf_us=%.1f\n", count, took[count / 2] / 1e3);
+	free(took);
+}
+
 static void call(unsigned count)
 {
 	int input;
@@ -198,22 +288,26 @@ static void call(unsigned count)
 int main(int argc, char **argv)
 {
 	unsigned count = 100;
-	int calls = 0, option;
+	int calls = 0, queueing = 0, option;
 
-	while ((option = getopt(argc, argv, "d:n:ukpil:c:o:")) != -1) {
+	while ((option = getopt(argc, argv, "d:n:ukM:pqil:c:o:")) != -1) {
 		switch (option) {
 		case 'd': device = optarg; break;
 		case 'n': count = atoi(optarg); break;
 		case 'u': use_userptr = 1; break;
 		case 'k': keep_pointers = 1; break;
+		case 'M': kind = optarg; break;
+		case 'q': queueing = use_userptr = 1; break;
 		case 'p': use_poll = 1; break;
 		case 'i': calls = 1; break;
 		case 'l': latency_file = optarg; break;
 		case 'c': cpu_file = optarg; break;
 		case 'o': io_file = optarg; break;
 		default:
-			fprintf(stderr, "usage: %s [-d DEVICE] [-n COUNT] [-u [-k]] [-p] [-i] [-l FILE] [-c CPU.STAT] [-o PROC-IO]\n"
+			fprintf(stderr, "usage: %s [-d DEVICE] [-n COUNT] [-u [-k] [-M MEMORY]] [-p] [-q | -i] [-l FILE] [-c CPU.STAT] [-o PROC-IO]\n"
 				"-u  user pointers, not MMAP   -k  the same at each QBUF   -p  poll() before DQBUF\n"
+				"-M  malloc, heap (/dev/dma_heap/system), or a /dev/videoN whose MMAP buffers they are\n"
+				"-q  not frames but QBUFs, of user pointers, each taken back by STREAMOFF\n"
 				"-i  not frames but ioctls     -l  append the latencies to FILE, in us\n"
 				"-c  the daemon's cpu.stat     -o  the daemon's /proc/PID/io\n", argv[0]);
 			return 1;
@@ -223,6 +317,8 @@ int main(int argc, char **argv)
 	check(fd, "open");
 	if (calls)
 		call(count);
+	else if (queueing)
+		queue_over_and_over(count);
 	else
 		stream(count);
 	return 0;

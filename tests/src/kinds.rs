@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::fs::{self, File, OpenOptions};
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
@@ -41,13 +41,18 @@ pub struct Memory {
     /// A program that uses it may only read.
     read_only: bool,
     /// The shared object of its first mapping, and where in it that begins.
-    object: Option<(OwnedFd, u64)>,
+    object: Option<(Box<dyn AsFd + Send + Sync>, u64)>,
     /// What must stay open or alive for it.
     keep: Vec<Box<dyn Any + Send + Sync>>,
 }
 
 /// How a kind is made: for a frame of so many bytes, so many bytes behind its beginning. `None`: this kernel has none.
 pub type Maker = fn(size: usize, at: usize) -> anyhow::Result<Option<Memory>>;
+
+/// Whole pages for a frame at `at`, and one more.
+fn room(size: usize, at: usize) -> usize {
+    (at + size + PAGE).next_multiple_of(PAGE)
+}
 
 impl Memory {
     fn new(area: Area, span: Range<usize>, at: usize, size: usize) -> Self {
@@ -66,17 +71,26 @@ impl Memory {
 
     /// Room for a frame at `at` of `source`, and a page more.
     fn of(source: Source<'_>, size: usize, at: usize) -> anyhow::Result<Self> {
-        Self::of_length((at + size + PAGE).next_multiple_of(PAGE), source, size, at)
+        Self::of_length(room(size, at), source, size, at)
     }
 
     fn of_length(length: usize, source: Source<'_>, size: usize, at: usize) -> anyhow::Result<Self> {
         let area = Area::reserve(length)?;
         area.map(0, length, source, Rights::ReadWrite)
             .with_context(|| format!("mmap of {source:?}"))?;
-        let mut memory = Self::new(area, 0..length, at, size);
-        if let Source::Shared(fd, offset) = source {
-            memory.object = Some((fd.try_clone_to_owned()?, offset));
-        }
+        Ok(Self::new(area, 0..length, at, size))
+    }
+
+    /// So many bytes of a file from `offset` on, shared.
+    fn of_file(
+        file: impl AsFd + Send + Sync + 'static,
+        offset: u64,
+        length: usize,
+        size: usize,
+        at: usize,
+    ) -> anyhow::Result<Self> {
+        let mut memory = Self::of_length(length, Source::Shared(file.as_fd(), offset), size, at)?;
+        memory.object = Some((Box::new(file), offset));
         Ok(memory)
     }
 
@@ -90,6 +104,12 @@ impl Memory {
         self.keep.clear();
         self.object = None;
         self
+    }
+
+    /// The same privately.
+    pub fn map_privately_into(&self, area: &Area, length: usize) -> Result<(), Errno> {
+        let (fd, offset) = self.object.as_ref().ok_or(Errno::EBADF)?;
+        area.map(0, length, Source::Private(fd.as_fd(), *offset), Rights::ReadWrite)
     }
 
     /// Is there an object that others can map too?
@@ -271,8 +291,8 @@ pub fn memfd_of(length: usize, seals: SealFlag) -> anyhow::Result<File> {
 }
 
 fn memfd_with(seals: SealFlag, size: usize, at: usize) -> anyhow::Result<Memory> {
-    let file = memfd_of((at + size + PAGE).next_multiple_of(PAGE), seals)?;
-    Ok(Memory::of(Source::Shared(file.as_fd(), 0), size, at)?.keep(file))
+    let file = memfd_of(room(size, at), seals)?;
+    Memory::of_file(file, 0, room(size, at), size, at)
 }
 
 pub fn memfd(size: usize, at: usize) -> anyhow::Result<Option<Memory>> {
@@ -294,8 +314,7 @@ pub fn huge_memfd(size: usize, at: usize) -> anyhow::Result<Option<Memory>> {
     )?);
     let length = (at + size + PAGE).next_multiple_of(HUGE);
     file.set_len(length as u64)?;
-    let source = Source::Shared(file.as_fd(), 0);
-    Ok(Some(Memory::of_length(length, source, size, at)?.keep(file)))
+    Memory::of_file(file, 0, length, size, at).map(Some)
 }
 
 /// A file without a name in `/dev/shm`.
@@ -313,9 +332,7 @@ fn file(length: usize) -> anyhow::Result<File> {
 
 pub fn shared_file(size: usize, at: usize) -> anyhow::Result<Option<Memory>> {
     let file = file(at + size + 2 * PAGE)?;
-    Ok(Some(
-        Memory::of(Source::Shared(file.as_fd(), 0), size, at)?.keep(file),
-    ))
+    Memory::of_file(file, 0, room(size, at), size, at).map(Some)
 }
 
 pub fn private_file(size: usize, at: usize) -> anyhow::Result<Option<Memory>> {
@@ -353,8 +370,7 @@ pub fn framebuffer(name: &str, size: usize, at: usize) -> anyhow::Result<Memory>
     sys::ioctl(&file, FBIOGET_FSCREENINFO, &mut fix).context("FBIOGET_FSCREENINFO")?;
     // smem_len
     let length = u32::from_ne_bytes([fix[24], fix[25], fix[26], fix[27]]) as usize;
-    let source = Source::Shared(file.as_fd(), 0);
-    Ok(Memory::of_length(length, source, size, at)?.keep(file))
+    Memory::of_file(file, 0, length, size, at)
 }
 
 pub fn vesafb(size: usize, at: usize) -> anyhow::Result<Option<Memory>> {
@@ -405,9 +421,7 @@ pub fn bar_file() -> anyhow::Result<File> {
 
 pub fn bar(size: usize, at: usize) -> anyhow::Result<Option<Memory>> {
     let file = bar_file()?;
-    Ok(Some(
-        Memory::of(Source::Shared(file.as_fd(), 0), size, at)?.keep(file),
-    ))
+    Memory::of_file(file, 0, room(size, at), size, at).map(Some)
 }
 
 pub fn private_bar(size: usize, at: usize) -> anyhow::Result<Option<Memory>> {
@@ -451,16 +465,18 @@ fn v4l2(number: u32, others: &[u32], size: usize, at: usize) -> anyhow::Result<M
     let video = real(number).open()?;
     let count = reqbufs_mmap(&video, 4)?;
     ensure!(count == 4, "{count} buffers");
-    let map = |index| -> anyhow::Result<Memory> {
-        let (offset, length) = place_of(&video, index)?;
-        let source = Source::Shared(video.as_fd(), offset);
-        Memory::of_length(length, source, size, at)
-    };
-    let mut memory = map(1)?;
+    let mut mapped = vec![];
     for index in others {
-        memory.keep.push(Box::new(map(*index)?));
+        let (offset, length) = place_of(&video, *index)?;
+        mapped.push(Memory::of_length(
+            length,
+            Source::Shared(video.as_fd(), offset),
+            size,
+            at,
+        )?);
     }
-    Ok(memory.keep(video))
+    let (offset, length) = place_of(&video, 1)?;
+    Ok(Memory::of_file(video, offset, length, size, at)?.keep(mapped))
 }
 
 pub fn v4l2_vmalloc(size: usize, at: usize) -> anyhow::Result<Option<Memory>> {
@@ -523,8 +539,7 @@ fn dumb(driver: &str, size: usize, at: usize) -> anyhow::Result<Memory> {
     // struct drm_mode_map_dumb: u32 handle, u32 pad, u64 offset
     let mut request = [u64::from(handle), 0];
     sys::ioctl(&card, DRM_IOCTL_MODE_MAP_DUMB, &mut request).context("MAP_DUMB")?;
-    let source = Source::Shared(card.as_fd(), request[1]);
-    Ok(Memory::of_length(length, source, size, at)?.keep(card))
+    Memory::of_file(card, request[1], length, size, at)
 }
 
 fn prime(driver: &str, size: usize, at: usize) -> anyhow::Result<Option<Memory>> {
@@ -560,8 +575,8 @@ pub fn bochs_prime(size: usize, at: usize) -> anyhow::Result<Option<Memory>> {
 // ---- dma-bufs
 
 fn dma_buf(dma_buf: DmaBuf, size: usize, at: usize) -> anyhow::Result<Memory> {
-    let source = Source::Shared(dma_buf.as_fd(), 0);
-    Ok(Memory::of_length(dma_buf.len(), source, size, at)?.keep(dma_buf))
+    let length = dma_buf.len();
+    Memory::of_file(dma_buf, 0, length, size, at)
 }
 
 fn has_heap() -> bool {
@@ -593,17 +608,15 @@ pub fn heap_from_second_page(size: usize, at: usize) -> anyhow::Result<Option<Me
         return Ok(None);
     }
     let whole = DmaBuf::from_heap(at + size + 2 * PAGE)?;
-    let source = Source::Shared(whole.as_fd(), PAGE as u64);
-    Ok(Some(
-        Memory::of_length(whole.len() - PAGE, source, size, at)?.keep(whole),
-    ))
+    let length = whole.len() - PAGE;
+    Memory::of_file(whole, PAGE as u64, length, size, at).map(Some)
 }
 
 pub fn udmabuf(size: usize, at: usize) -> anyhow::Result<Option<Memory>> {
     if !fs::exists("/dev/udmabuf")? {
         return Ok(None);
     }
-    let length = (at + size + PAGE).next_multiple_of(PAGE);
+    let length = room(size, at);
     let memfd = memfd_of(length, SealFlag::F_SEAL_SHRINK)?;
     dma_buf(DmaBuf::of_memfd(&memfd, length)?, size, at).map(Some)
 }

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, bail};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::client::AT_ONCE;
@@ -47,22 +48,28 @@ fn ask() -> anyhow::Result<Value> {
     Ok(answer["status"].clone())
 }
 
+/// The only queue of this type (`video capture`) that a process has on our node.
+pub fn queue(node: Node, pid: Pid, buf_type: &str) -> anyhow::Result<Value> {
+    let status = ask()?;
+    let device = find(&status, "devices", "node", node.to_string().into())?;
+    let file = find(&device, "files", "pid", pid.as_raw().into())?;
+    find(&file, "queues", "buf_type", buf_type.into())
+}
+
+fn find(of: &Value, list: &str, key: &str, value: Value) -> anyhow::Result<Value> {
+    let found = of[list]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|each| each[key] == value);
+    found
+        .cloned()
+        .with_context(|| format!("none of {list} has {key} {value}: {of}"))
+}
+
 /// Buffer 0 of the only queue of this type (`video capture`) that this process has on our node.
 pub fn of_buffer(node: Node, buf_type: &str) -> anyhow::Result<Plane> {
-    let status = ask()?;
-    let find = |of: &Value, list: &str, key: &str, value: Value| -> anyhow::Result<Value> {
-        let found = of[list]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|each| each[key] == value);
-        found
-            .cloned()
-            .with_context(|| format!("none of {list} has {key} {value}: {status}"))
-    };
-    let device = find(&status, "devices", "node", node.to_string().into())?;
-    let file = find(&device, "files", "pid", std::process::id().into())?;
-    let queue = find(&file, "queues", "buf_type", buf_type.into())?;
+    let queue = queue(node, Pid::this(), buf_type)?;
     let buffer = find(&queue, "buffers", "index", 0.into())?;
     let plane = &buffer["planes"][0];
     let text = |key: &str| plane[key].as_str().unwrap_or_default();

@@ -7,6 +7,7 @@ use vidcompat_proto::abi::v4l2::{
 };
 use vidcompat_proto::queue::{Acquire, Backing, Claim, ClientKey, Delivery, Next, Queue};
 
+use crate::script::SLOT_SIZE;
 use crate::vb2_model::{FileId, UserMemory, Vb2Model};
 
 /// Our open file of the device.
@@ -23,6 +24,18 @@ pub struct Subject {
     served: bool,
     /// The memory that the device reads from or writes to by the last QBUF or PREPARE_BUF that succeeded.
     pub given: Vec<Claim>,
+    /// The client's own dma-bufs that its pointers were found to lie in.
+    imported: Vec<(Claim, i32)>,
+    /// How often a plane was imported; the test makes sure that it happens.
+    pub imports: u32,
+}
+
+/// Numbers of the client's own dma-bufs, above ours.
+const IMPORTED: i32 = 1 << 20;
+
+/// Stands a dma-buf behind this memory? Behind every other slot one does.
+const fn is_dma_buf(claim: &Claim) -> bool {
+    claim.client_addr / SLOT_SIZE % 2 == 1
 }
 
 impl Subject {
@@ -34,6 +47,8 @@ impl Subject {
             try_import,
             served: false,
             given: Vec::new(),
+            imported: Vec::new(),
+            imports: 0,
         }
     }
 
@@ -211,7 +226,12 @@ impl Subject {
             }
             Next::Ready(all) | Next::Prepared(all) => all,
         };
-        let backing = self.backing_of(index);
+        let mut backing = self.backing_of(index);
+        for (claim, backing) in given.iter().zip(&mut backing) {
+            if self.backing == memory::DMABUF && is_dma_buf(claim) {
+                *backing = self.import(*claim);
+            }
+        }
         let mut buffer = self.core.for_device(arg, &backing);
         if let Err(errno) = self.ask(&mut buffer, is_prepare) {
             let mut now = PlanarBuffer::blank(arg.head.buf_type, index);
@@ -227,6 +247,23 @@ impl Subject {
         self.given = given;
         *arg = self.core.reply(&buffer, arg);
         Ok(())
+    }
+
+    /// The dma-buf behind `claim`: whole pages, of which the device is given what the client has given.
+    fn import(&mut self, claim: Claim) -> Backing {
+        self.imports += 1;
+        let known = self.imported.iter().find(|(known, _)| *known == claim);
+        let fd = known.map(|(_, fd)| *fd).unwrap_or_else(|| {
+            let fd = IMPORTED + i32::try_from(self.imported.len()).expect("few");
+            self.imported.push((claim, fd));
+            let size = claim.length.next_multiple_of(4096);
+            self.device.dma_bufs.push((fd, size));
+            fd
+        });
+        Backing::DmaBuf {
+            fd,
+            length: claim.length,
+        }
     }
 
     /// QBUF or PREPARE_BUF of the device. No number of the client's may reach it that means something else here.

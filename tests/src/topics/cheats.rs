@@ -14,6 +14,7 @@ use nix::fcntl::SealFlag;
 use vidcompat_proto::abi::v4l2::buf_flag;
 
 use super::resolve_matrix::{fail_with, frame_from};
+use crate::client::AT_ONCE;
 use crate::daemon;
 use crate::helper::{self, as_nobody};
 use crate::kinds::{self, Maker, Memory};
@@ -34,6 +35,7 @@ pub const TESTS: &[(&str, Test)] = &[
         another_user,
     ),
     ("cheats::nothing_beyond_the_mapping_is_written_to", beyond),
+    ("cheats::what_is_mapped_privately_is_not_written_to", private),
     ("cheats::memory_that_may_not_be_read_is_no_picture", unreadable),
     (
         "cheats::mappings_that_change_during_qbuf_lead_nowhere_else",
@@ -66,8 +68,10 @@ const KINDS: &[(&str, Maker)] = &[
     ("half anonymous, half heap", kinds::half_heap),
 ];
 
-/// What a part of the memory is made, and which.
-const TAKEN: &[(&str, Rights, fn(size: usize) -> (usize, usize))] = &[
+/// What a part of the memory is made, and which: from where, and how much of a buffer of `size` bytes.
+type Taken = (&'static str, Rights, fn(size: usize) -> (usize, usize));
+
+const TAKEN: &[Taken] = &[
     ("all read-only", Rights::ReadOnly, |size| (0, size)),
     ("all inaccessible", Rights::None, |size| (0, size)),
     ("the last page read-only", Rights::ReadOnly, |size| {
@@ -329,6 +333,39 @@ fn beyond() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A frame for pages of a private mapping that the client has not touched yet, which still are the object's.
+fn private() -> anyhow::Result<()> {
+    daemon::shared()?;
+    let picture = Picture::take()?;
+    let size = picture.bytes().len();
+    let mut tried = 0;
+    for (kind, make) in KINDS {
+        for node in [real(VMALLOC), ours(VMALLOC), ours(CONTIG)] {
+            let Some(object) = make(size, 0)? else { continue };
+            object.clear()?;
+            let area = Area::reserve(size)?;
+            // Many objects cannot be mapped so, or not more than a page of them.
+            if object.map_privately_into(&area, area.len()).is_err() {
+                if object.map_privately_into(&area, PAGE).is_err() {
+                    continue;
+                }
+                area.map(PAGE, area.len() - PAGE, Source::Anonymous, Rights::ReadWrite)?;
+            }
+            tried += 1;
+            let said = helper::capture(&node.open()?, area.at(0))?;
+            let arrived = said == "a frame" && area.read(0, size)? == picture.bytes();
+            ensure!(
+                arrived || said == "QBUF EFAULT",
+                "{kind}, {node}: {said}, arrived {arrived}"
+            );
+            object.is_clear().with_context(|| format!("{kind}, {node}"))?;
+        }
+    }
+    // A memfd, two files, a framebuffer and PCI memory at least.
+    ensure!(tried >= 5 * 3, "only {tried} private mappings");
+    Ok(())
+}
+
 /// A picture from memory that the client cannot read.
 fn unreadable() -> anyhow::Result<()> {
     daemon::shared()?;
@@ -358,7 +395,7 @@ fn unreadable() -> anyhow::Result<()> {
 fn race(node: Node, pointer: u64, size: usize, turn: impl Fn(usize) + Sync) -> anyhow::Result<Raced> {
     let (is_over, turns) = (AtomicBool::new(false), AtomicUsize::new(0));
     let mut raced = Raced::default();
-    let limit = Duration::from_millis(if is_long() { 20_000 } else { 700 });
+    let limit = Duration::from_millis(if is_long() { 20_000 } else { 500 });
     thread::scope(|scope| {
         scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
@@ -400,7 +437,9 @@ fn stream_into(
     video.streamon()?;
     let end = Instant::now() + limit;
     for pointer in [pointer, pointer, pointer + 64].into_iter().cycle() {
-        if Instant::now() > end {
+        let now = Instant::now();
+        let tries = raced.frames + raced.lost + raced.refused;
+        if now > end && (tries > 10 || now > end + AT_ONCE) {
             break;
         }
         match video.qbuf(0, pointer, u32::try_from(size)?) {

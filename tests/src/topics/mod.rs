@@ -2,6 +2,7 @@
 
 mod attacks;
 mod budget;
+mod camera_to_codec;
 mod capture;
 mod cases;
 mod cheats;
@@ -76,6 +77,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
         Set::M2m => &[
             nodes::M2M_TESTS,
             m2m::TESTS,
+            camera_to_codec::TESTS,
             programs32::M2M,
             programs::OUTPUT_TESTS,
             loopback::TESTS,
