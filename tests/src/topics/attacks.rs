@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use vidcompat_proto::abi::v4l2::buf_flag;
 
 use super::resolve_matrix::frame_from;
 use crate::daemon;
@@ -177,33 +178,27 @@ fn no_frame() -> anyhow::Result<()> {
         let Some(memory) = make(size as usize, 0)? else {
             continue;
         };
-        let ends: [(&str, fn(&crate::video::Video) -> Result<(), Errno>); 3] = [
-            ("STREAMOFF", |video| video.streamoff()),
-            ("REQBUFS(0)", |video| video.reqbufs(0).map(drop)),
-            ("close", |_| Ok(())),
-        ];
-        for (how, end) in ends {
+        for how in ["STREAMOFF", "REQBUFS(0)", "close"] {
             let video = ours(VMALLOC).open()?;
             video.reqbufs(2)?;
             memory.clear()?;
             video.qbuf(0, memory.pointer(), size)?;
-            end(&video).with_context(|| how.to_owned())?;
-            if how == "close" {
-                drop(video);
-            } else if how == "STREAMOFF" {
-                memory.is_clear().with_context(|| format!("{what}, {how}"))?;
-                // And still it is seen whether the next one arrives.
-                video.qbuf(0, memory.pointer(), size)?;
-                video.streamon()?;
-                let done = video.dqbuf()?;
-                ensure!(
-                    done.flags & vidcompat_proto::abi::v4l2::buf_flag::ERROR == 0,
-                    "{what}: lost"
-                );
-                continue;
+            match how {
+                "STREAMOFF" => video.streamoff()?,
+                "REQBUFS(0)" => video.reqbufs(0).map(drop)?,
+                _ => drop(video),
             }
             memory.is_clear().with_context(|| format!("{what}, {how}"))?;
         }
+        // After STREAMOFF a frame is waited for again, and believed when it has come.
+        let video = ours(VMALLOC).open()?;
+        video.reqbufs(2)?;
+        video.qbuf(0, memory.pointer(), size)?;
+        video.streamoff()?;
+        video.qbuf(0, memory.pointer(), size)?;
+        video.streamon()?;
+        let done = video.dqbuf()?;
+        ensure!(done.flags & buf_flag::ERROR == 0, "{what}: lost");
     }
     Ok(())
 }
