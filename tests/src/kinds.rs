@@ -126,6 +126,12 @@ impl Memory {
         area.map(0, length, source, Rights::ReadWrite)
     }
 
+    /// Maps the first page of its object, which it has, at this place of another area.
+    pub fn map_page(&self, area: &Area, at: usize) -> Result<(), Errno> {
+        let (fd, offset) = self.object.as_ref().ok_or(Errno::EINVAL)?;
+        area.map(at, PAGE, Source::Shared(fd.as_fd(), *offset), Rights::ReadWrite)
+    }
+
     /// The pointer.
     pub fn pointer(&self) -> u64 {
         self.area.at(self.at)
@@ -612,6 +618,19 @@ pub fn udmabuf(size: usize, at: usize) -> anyhow::Result<Option<Memory>> {
     }
     let length = room(size, at);
     let memfd = memfd_of(length, SealFlag::F_SEAL_SHRINK)?;
+    dma_buf(DmaBuf::of_memfd(&memfd, length)?, size, at).map(Some)
+}
+
+/// The same of huge pages.
+pub fn huge_udmabuf(size: usize, at: usize) -> anyhow::Result<Option<Memory>> {
+    if !fs::exists("/dev/udmabuf")? {
+        return Ok(None);
+    }
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB | MFdFlags::MFD_ALLOW_SEALING;
+    let memfd = File::from(memfd_create(c"huge", flags)?);
+    let length = (at + size + PAGE).next_multiple_of(HUGE);
+    memfd.set_len(length as u64)?;
+    fcntl(&memfd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK))?;
     dma_buf(DmaBuf::of_memfd(&memfd, length)?, size, at).map(Some)
 }
 

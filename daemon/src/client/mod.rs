@@ -83,18 +83,16 @@ impl BlockedThread {
         maps::each_covering(&self.client.maps, range, each)
     }
 
-    /// Are `range`'s mappings, one after the other, those that `expected` gives?
-    pub fn still_has<'a>(
-        &self,
-        range: std::ops::Range<u64>,
-        expected: impl Iterator<Item = &'a Vma>,
-    ) -> bool {
-        let mut expected = expected;
+    /// Is what maps `range` still the mapping that was seen `before`?
+    pub fn still_has(&self, range: std::ops::Range<u64>, before: &Vma) -> bool {
         let walked = maps::each_unnamed(&self.client.maps, range, |vma| {
-            let same = expected.next().is_some_and(|before| before.is_still(&vma));
-            if same { Ok(()) } else { Err(MemoryFault::Fault) }
+            if before.is_still(&vma) {
+                Ok(())
+            } else {
+                Err(MemoryFault::Fault)
+            }
         });
-        walked.is_ok() && expected.next().is_none()
+        walked.is_ok()
     }
 
     /// Can the byte at `client_addr` be read at all?

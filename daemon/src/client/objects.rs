@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::sys::stat::makedev;
@@ -11,6 +12,9 @@ use rustix::fs::{AtFlags, FileType, Statx, StatxFlags};
 
 use super::{BlockedThread, maps};
 use crate::sys::{self, CpuUse, Mapping, Vma};
+
+/// A client may have opened a million files, and have us go through them at each QBUF.
+const MOST_FILES: usize = 4096;
 
 /// An open file of a thread, seen from outside.
 #[derive(Debug)]
@@ -33,7 +37,8 @@ impl OpenFile {
 }
 
 impl BlockedThread {
-    /// This thread's open files, each looked at when it is asked for. None where they cannot be seen.
+    /// This thread's open files, each looked at when it is asked for: the lowest [`MOST_FILES`]. None where they cannot be
+    /// seen.
     fn files(&self) -> impl Iterator<Item = OpenFile> {
         let tid = self.tid;
         let folder = std::fs::read_dir(format!("/proc/{tid}/fd"));
@@ -43,10 +48,8 @@ impl BlockedThread {
             let link = link.into_encoded_bytes();
             Some(OpenFile { tid, number, link })
         };
-        folder
-            .into_iter()
-            .flatten()
-            .filter_map(move |entry| file(entry.ok()?))
+        let entries = folder.into_iter().flatten().take(MOST_FILES);
+        entries.filter_map(move |entry| file(entry.ok()?))
     }
 
     /// Fds of ours for this thread's open files of the file that `vma` maps: the very ones it has, so what belongs to an
@@ -85,6 +88,8 @@ impl BlockedThread {
         let file = OpenOptions::new()
             .read(true)
             .write(vma.writable)
+            // Another file may be mapped there by now.
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(self.link_of(vma))?;
         if is_mapped_by(&file, vma) {
             Ok(file)
@@ -111,7 +116,9 @@ fn is_of(seen: &Statx, vma: &Vma) -> bool {
 }
 
 fn is_mapped_by(file: impl AsFd, vma: &Vma) -> bool {
-    rustix::fs::fstat(file).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (vma.st_dev(), vma.inode))
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let seen = rustix::fs::statx(file, c"", flags, StatxFlags::INO);
+    seen.is_ok_and(|seen| is_of(&seen, vma))
 }
 
 /// The value of a line of fdinfo, such as `exp_name: system`.

@@ -6,10 +6,10 @@ use super::{Found, Importable, plain};
 use crate::client::BlockedThread;
 use crate::sys::Vma;
 
-/// A part of a stretch that lies in one mapping.
+/// A part of a stretch that lies in one mapping; of plain memory, in several.
 #[derive(Clone, Debug)]
 pub struct Segment {
-    /// The mapping.
+    /// The mapping, or the first of them.
     pub vma: Vma,
     /// What of it belongs to the stretch.
     pub range: Range<u64>,
@@ -27,18 +27,15 @@ pub struct Behind {
 }
 
 impl Behind {
-    /// Is all of it still mapped as it was when it was found? This is asked for every frame.
+    /// Are all objects in it still mapped as they were when they were found? This is asked for every frame. Plain memory
+    /// is not looked at: whoever copies to or from it goes by its address, and is told.
     pub fn still_holds(&self, client: &BlockedThread) -> bool {
-        let (Some(first), Some(last)) = (self.segments.first(), self.segments.last()) else {
-            return false;
-        };
-        let range = first.range.start..last.range.end;
-        let same = |segment: &Segment| {
+        let mut objects = self.segments.iter().filter(|segment| segment.kind != plain::NAME);
+        objects.all(|segment| {
             let witness = segment.found.frame;
-            witness.is_none_or(|witness| witness.still_holds(client, segment.range.start))
-        };
-        client.still_has(range, self.segments.iter().map(|segment| &segment.vma))
-            && self.segments.iter().all(same)
+            client.still_has(segment.range.clone(), &segment.vma)
+                && witness.is_none_or(|witness| witness.still_holds(client, segment.range.start))
+        })
     }
 
     /// Plain memory and nothing else: there is nothing that a look before the copy could find out.

@@ -69,7 +69,7 @@ const ROWS: &[Row] = &[
     },
     Row {
         what: "UIO map",
-        name: |name| name.starts_with(b"/dev/uio"),
+        name: |name| is_in_dev(name) && name.starts_with(b"/dev/uio"),
         proof: Proof::Class("uio"),
         place: Place::UioMap,
         opened_anew: false,
@@ -77,12 +77,18 @@ const ROWS: &[Row] = &[
     // github.com/ikwzm/udmabuf; `udmabuf_object_mmap` of 5.0.
     Row {
         what: "u-dma-buf",
-        name: |name| name.starts_with(b"/dev/"),
+        name: is_in_dev,
         proof: Proof::Class("u-dma-buf"),
         place: Place::Offset,
         opened_anew: false,
     },
 ];
+
+/// In the folder itself: in `/dev/shm` everybody can make files.
+fn is_in_dev(name: &[u8]) -> bool {
+    name.strip_prefix(b"/dev/")
+        .is_some_and(|name| !name.contains(&b'/'))
+}
 
 /// `/sys/devices/pci0000:00/0000:00:02.0/resource0`, or `resource0_wc`.
 fn is_resource(name: &[u8]) -> bool {
@@ -168,7 +174,8 @@ impl Proof {
     /// The device number (`st_rdev`) of the file that `vma` maps, if it is of this kind. Its name leads to a file here,
     /// in folders that only root can change, which is the mapped one only if device and inode are the same.
     fn of(&self, vma: &Vma) -> Option<u64> {
-        let file = rustix::fs::stat(OsStr::from_bytes(&vma.name)).ok()?;
+        // What is mapped is no link.
+        let file = rustix::fs::lstat(OsStr::from_bytes(&vma.name)).ok()?;
         if (file.st_dev, file.st_ino) != (vma.st_dev(), vma.inode) {
             return None;
         }

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::importable::exporter_of;
-use super::{CopyBy, Found, Importable, Kind, Look};
+use super::{Access, CopyBy, Found, Importable, Importer, Kind, Look};
 use crate::client::{OpenFile, field, offset_of_start};
 use crate::sys::{Vma, page_size};
 
@@ -105,6 +105,16 @@ fn place(
     start.checked_add(client_addr.checked_sub(vma.start)?)
 }
 
+/// The kernel's vmap of a udmabuf takes the first page of each folio for all of it (udmabuf.c:89, up to 6.16; memory of
+/// huge pages is enough). What a device writes is seen not to arrive; what it reads nobody sees.
+fn shows_when_wrong(look: &Look<'_>, exporter: &str) -> Result<(), String> {
+    let by_processor = matches!(look.importer, Importer::Vmalloc | Importer::Unknown);
+    if exporter == "udmabuf" && by_processor && look.access == Access::Read {
+        return Err("a device may read other pages of a udmabuf, and nobody would see it".to_owned());
+    }
+    Ok(())
+}
+
 struct Object {
     fd: OwnedFd,
     exporter: String,
@@ -140,7 +150,10 @@ impl Object {
             Offset::True => place - place % page,
             Offset::OfStart | Offset::Unknown => 0,
         };
-        let import = look.may_import(&self.exporter).map(|()| Importable {
+        let import = look
+            .may_import(&self.exporter)
+            .and_then(|()| shows_when_wrong(look, &self.exporter));
+        let import = import.map(|()| Importable {
             fd: Arc::new(self.fd),
             exporter: self.exporter,
             inode: vma.inode,

@@ -48,7 +48,8 @@ impl Kind for Framebuffer {
         let file = by_fd
             .map(File::from)
             .or_else(|| look.client.open_mapped(vma).ok());
-        let place = vma.offset + (range.start - vma.start);
+        // Some drivers let anything be mapped, with nothing behind it.
+        let place = vma.offset.checked_add(range.end - vma.start)? - (range.end - range.start);
         let length = range.end - range.start;
         let has_pages = look.client.touch(range.start).is_ok();
         let (id, copy) = match file.map(Arc::new) {

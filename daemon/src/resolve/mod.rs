@@ -156,7 +156,11 @@ const KINDS: &[&dyn Kind] = &[
     &device::Device,
 ];
 
-/// What stands behind `length` bytes from `client_addr`.
+/// So many mappings of a stretch are shown to the kinds, which may go through all fds of the client for each, and keep
+/// an fd and a mapping of ours; a client can cut its memory into 65,000. What comes behind is plain memory or nothing.
+const MOST_OBJECTS: usize = 8;
+
+/// What stands behind `length` bytes from `client_addr`. Plain memory is one segment, however many mappings it has.
 ///
 /// # Errors
 /// [`MemoryFault::Fault`] where a page is not mapped, does not allow the access, or can be had in no way.
@@ -164,14 +168,20 @@ pub fn resolve(look: &Look<'_>, client_addr: u64, length: u32) -> Result<Behind,
     let end = client_addr
         .checked_add(u64::from(length))
         .ok_or(MemoryFault::Fault)?;
-    let mut segments = Vec::new();
+    let mut segments: Vec<Segment> = Vec::new();
+    let mut asked = 0;
     look.client.each_mapping(client_addr..end, |vma| {
         let range = vma.start.max(client_addr)..vma.end.min(end);
-        let segment = examine(look, vma, range);
+        let segment = examine(look, vma, range, &mut asked);
         if segment.found.copy.is_err() && segment.found.import.is_err() {
             return Err(MemoryFault::Fault);
         }
-        segments.push(segment);
+        match segments.last_mut() {
+            Some(last) if last.kind == plain::NAME && segment.kind == plain::NAME => {
+                last.range.end = segment.range.end;
+            }
+            _ => segments.push(segment),
+        }
         Ok(())
     })?;
     Ok(Behind { segments })
@@ -181,29 +191,34 @@ pub fn resolve(look: &Look<'_>, client_addr: u64, length: u32) -> Result<Behind,
 pub fn examine_all(look: &Look<'_>, client_addr: u64, length: u32) -> Behind {
     let end = client_addr.saturating_add(u64::from(length));
     let mut segments = Vec::new();
+    let mut asked = 0;
     // A hole is where the last segment ends.
     let _ = look.client.each_mapping(client_addr..end, |vma| {
         let range = vma.start.max(client_addr)..vma.end.min(end);
-        segments.push(examine(look, vma, range));
+        segments.push(examine(look, vma, range, &mut asked));
         Ok(())
     });
     Behind { segments }
 }
 
-fn examine(look: &Look<'_>, vma: Vma, range: Range<u64>) -> Segment {
+/// `asked` counts the mappings that were shown to the kinds.
+fn examine(look: &Look<'_>, vma: Vma, range: Range<u64>, asked: &mut usize) -> Segment {
     let allowed = match look.access {
         Access::Write => vma.writable,
         Access::Read => true,
     };
     let has_object = vma.shared && vma.inode != 0 && (vma.readable || look.access == Access::Write);
+    let ask = allowed && has_object && *asked < MOST_OBJECTS;
+    *asked += usize::from(ask);
     let device = OnceCell::new();
     let is_about = |kind: &&&dyn Kind| {
         let device = || *device.get_or_init(|| look.client.device_of(&vma));
         let same = |major| device().is_some_and(|(of_vma, _)| of_vma == major);
-        allowed && has_object && kind.major().is_none_or(same)
+        ask && kind.major().is_none_or(same)
     };
-    let asked = KINDS.iter().filter(is_about);
-    let by_kind = asked
+    let by_kind = KINDS
+        .iter()
+        .filter(is_about)
         .copied()
         .find_map(|kind| Some((kind.name(), kind.find(look, &vma, &range)?)));
     let (kind, found) = by_kind.unwrap_or_else(|| plain::find(look, &vma, &range, allowed));

@@ -230,10 +230,12 @@ impl Session {
             }
             if !step.new.contains(claim) {
                 let remembered = behold.remembered.get(at).filter(|way| way.claim == *claim);
-                ways.push(self.look_again(&look, remembered, *claim, behold, obstacle));
+                let way = self.look_again(&look, remembered, *claim, behold, obstacle);
+                ways.push(proving(&look, way, behold).unwrap_or_else(|_| Arc::new(Way::gone(*claim))));
                 continue;
             }
-            let way = self.way(&look, *claim, behold, obstacle).map_err(|fault| {
+            let way = self.way(&look, *claim, behold, obstacle);
+            let way = way.and_then(|way| proving(&look, way, behold)).map_err(|fault| {
                 Counters::add(&behold.counters.faults, 1);
                 tracing::debug!(
                     device = %self.device.path().display(), pid = %caller.client().process(),
@@ -307,16 +309,7 @@ impl Session {
             None if behold.proven.of(importable.inode) == Some(false) => Err(LOST),
             None => Ok(()),
         };
-        let way = Way::find(look, claim, may_import)?;
-        let is_new = |importable: &Importable| behold.proven.of(importable.inode).is_none();
-        if let How::Import(importable) = &way.how
-            && look.access == Access::Write
-            && is_new(importable)
-            && way.prove().is_err()
-        {
-            return Way::find(look, claim, |_| Err(UNPROVEN)).map(Arc::new);
-        }
-        Ok(Arc::new(way))
+        Way::find(look, claim, may_import).map(Arc::new)
     }
 
     /// A look at what `caller` has mapped, for a queue of `buf_type`.
@@ -381,6 +374,18 @@ impl Session {
         self.advance_dequeuer(buf_type);
         Ok(())
     }
+}
+
+/// `way` with a proof in it, if it needs one; copied, if none can be had.
+fn proving(look: &Look<'_>, way: Arc<Way>, behold: &Behold) -> Result<Arc<Way>, MemoryFault> {
+    if let How::Import(importable) = &way.how
+        && look.access == Access::Write
+        && behold.proven.of(importable.inode).is_none()
+        && way.prove().is_err()
+    {
+        return Way::find(look, way.claim, |_| Err(UNPROVEN)).map(Arc::new);
+    }
+    Ok(way)
 }
 
 /// Another file's buffer: what its pointers say is about a process that is not the asking one.

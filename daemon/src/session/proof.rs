@@ -2,14 +2,14 @@
 //!
 //! An import can be taken and lead elsewhere: behind a swiotlb the frames stay in its bounce pages; Linux 6.12 maps the
 //! wrong pages of a udmabuf that has large folios (udmabuf.c:88). So words that no frame has are written to a few places
-//! of the buffer when it is queued, whose contents are nobody's from then on, and looked for when it comes back.
+//! of the buffer when it is queued, whose contents are nobody's from then on, and looked for when it comes back. Where it
+//! comes back without a frame they are taken away again: it may be a screen.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -46,8 +46,6 @@ pub(super) struct Proof {
     object: Mapping,
     scratch: Scratch,
     places: Vec<Place>,
-    /// The device has the buffer.
-    given: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -71,7 +69,6 @@ impl Proof {
             object,
             scratch,
             places: Vec::new(),
-            given: AtomicBool::new(false),
         };
         for number in 0..PLACES {
             // From the first word on, and not to the last: a short frame shows something too.
@@ -87,11 +84,6 @@ impl Proof {
         Ok(proof)
     }
 
-    /// The device has taken the buffer: what was in it is nobody's.
-    pub(super) fn given(&self) {
-        self.given.store(true, Ordering::Relaxed);
-    }
-
     /// Has a frame of `bytes` bytes arrived? Lines may have padding that no device writes, so most places decide; what was
     /// there before is there again. `None`: the frame is too short to tell.
     pub(super) fn arrived(&self, bytes: usize) -> Option<bool> {
@@ -104,11 +96,14 @@ impl Proof {
         if written.is_empty() {
             return None;
         }
-        for place in &self.places {
-            self.restore(place);
-        }
+        self.restore_all();
         let arrived = written.iter().filter(|written| **written).count();
         Some(arrived * 2 > written.len())
+    }
+
+    fn restore_all(&self) {
+        // Of places that lie in one word the last written first.
+        self.places.iter().rev().for_each(|place| self.restore(place));
     }
 
     /// What was at `place` before, unless something else is there now.
@@ -121,11 +116,9 @@ impl Proof {
 }
 
 impl Drop for Proof {
-    /// Of a buffer that the device never got, nothing has changed.
+    /// In a buffer that no frame came to, nothing has changed.
     fn drop(&mut self) {
-        if !self.given.load(Ordering::Relaxed) {
-            self.places.iter().for_each(|place| self.restore(place));
-        }
+        self.restore_all();
     }
 }
 

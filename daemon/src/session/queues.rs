@@ -83,7 +83,6 @@ impl QueueState {
     /// The device has taken a buffer that is served so.
     pub(super) fn given(&mut self, ways: &[Arc<Way>]) {
         for way in ways.iter().filter(|way| way.backing().is_some()) {
-            way.given();
             self.recent.retain(|recent| recent.claim != way.claim);
             self.recent.push_back(Arc::clone(way));
         }
@@ -125,6 +124,8 @@ impl QueueState {
 
     pub(super) fn streamoff(&mut self) {
         self.core.streamoff();
+        let ways = self.slots.values().flat_map(|slot| slot.ways.iter());
+        ways.for_each(|way| way.prove_no_more());
         if let Some(imports) = &mut self.imports {
             imports.streamoff();
         }

@@ -123,22 +123,22 @@ impl Way {
         })
     }
 
-    /// Of an import that the device will fill: what comes of the first frame is to show that it arrives.
+    /// Of an import that the device will fill: what comes of the first frame is to show that it arrives. Where that is
+    /// waited for already it stays so.
     ///
     /// # Errors
     /// [`MemoryFault`] where nothing can be shown.
     pub(super) fn prove(&self) -> Result<(), MemoryFault> {
-        if let How::Import(importable) = &self.how {
-            *self.lock_proof() = Some(Proof::begin(importable, self.claim.length)?);
+        let mut proof = self.lock_proof();
+        if let (How::Import(importable), None) = (&self.how, &*proof) {
+            *proof = Some(Proof::begin(importable, self.claim.length)?);
         }
         Ok(())
     }
 
-    /// The device has the buffer.
-    pub(super) fn given(&self) {
-        if let Some(proof) = &*self.lock_proof() {
-            proof.given();
-        }
+    /// No frame will come: what was written to prove it is taken away.
+    pub(super) fn prove_no_more(&self) {
+        *self.lock_proof() = None;
     }
 
     /// A frame of `bytes` bytes is there: has it arrived? `None`: that was not asked, or cannot be told.

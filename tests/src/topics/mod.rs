@@ -1,5 +1,6 @@
 //! The tests, by topic.
 
+mod attacks;
 mod budget;
 mod camera_to_codec;
 mod capture;
@@ -87,6 +88,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
         Set::Memory => &[
             resolve_matrix::TESTS,
             cheats::TESTS,
+            attacks::TESTS,
             over_time::TESTS,
             pinning::TESTS,
             kernel_log::TESTS,
