@@ -126,7 +126,8 @@ fn cut_to_pieces() -> anyhow::Result<()> {
                 grown.0 < 4 << 10 && grown.1 < 200 && grown.2 < 200,
                 "{what}, {node}: {grown:?}"
             );
-            ensure!(slowest < Duration::from_secs(2), "{what}, {node}: {slowest:?}");
+            // Linux 6.1 writes 120 MB of text about the file with the long name.
+            ensure!(slowest < Duration::from_secs(6), "{what}, {node}: {slowest:?}");
         }
     }
     fs::remove_dir_all(top)?;

@@ -88,9 +88,9 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
         Set::Memory => &[
             resolve_matrix::TESTS,
             cheats::TESTS,
-            attacks::TESTS,
             over_time::TESTS,
             pinning::TESTS,
+            attacks::TESTS,
             kernel_log::TESTS,
         ],
         Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],
