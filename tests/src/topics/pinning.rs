@@ -16,6 +16,8 @@ pub const TESTS: &[(&str, Test)] = &[("pinning::no_page_of_a_client_stays_pinned
 
 const BUFFERS: usize = 4;
 const FRAMES: usize = 10;
+/// Pages that others pin and give back while the two counters are read, one after the other: fewer than one buffer has.
+const OTHERS: usize = 16;
 
 /// Pages pinned since boot, and of them given back.
 fn counters() -> anyhow::Result<(usize, usize)> {
@@ -83,6 +85,7 @@ fn pinned() -> anyhow::Result<()> {
     daemon::shared()?;
     let size = real(VMALLOC).open()?.sizeimage()? as usize;
     let pages = size.div_ceil(PAGE);
+    ensure!(pages > OTHERS, "a buffer of {pages} pages");
     let kinds: &[(&str, Maker, &[Node])] = &[
         ("anonymous", kinds::anonymous, &[]),
         ("memfd", kinds::sealed_memfd, &[]),
@@ -116,15 +119,19 @@ fn pinned() -> anyhow::Result<()> {
             ));
             if node.side == Side::Real || both_real() {
                 ensure!(
-                    pins.held >= BUFFERS * pages && pins.with_new_pointers >= FRAMES * pages,
+                    pins.held + OTHERS >= BUFFERS * pages && pins.with_new_pointers >= FRAMES * pages,
                     "{kind}: the real node has pinned {} pages, and holds {}: they are not counted",
                     pins.with_new_pointers,
                     pins.held
                 );
             } else {
-                ensure!(pins.held == 0, "{kind}, {node}: {} pages stay pinned", pins.held);
                 ensure!(
-                    !imported.contains(&node) || pins.with_known_pointers == 0,
+                    pins.held <= OTHERS,
+                    "{kind}, {node}: {} pages stay pinned",
+                    pins.held
+                );
+                ensure!(
+                    !imported.contains(&node) || pins.with_known_pointers <= OTHERS,
                     "{kind}, {node}: {} pages were pinned for frames that were imported",
                     pins.with_known_pointers
                 );
