@@ -221,7 +221,11 @@ fn examine(look: &Look<'_>, vma: Vma, range: Range<u64>, asked: &mut usize) -> S
         .filter(is_about)
         .copied()
         .find_map(|kind| Some((kind.name(), kind.find(look, &vma, &range)?)));
-    let (kind, found) = by_kind.unwrap_or_else(|| plain::find(look, &vma, &range, allowed));
+    let (kind, mut found) = by_kind.unwrap_or_else(|| plain::find(look, &vma, &range, allowed));
+    if !vma.writable && found.import.is_ok() {
+        // A queue that is `bidirectional` (videobuf2-core.h); the driver's own USERPTR wants the right to write there.
+        found.import = Err("it is read-only, and some drivers write to what they put out".to_owned());
+    }
     Segment {
         vma,
         range,

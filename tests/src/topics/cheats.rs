@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::SealFlag;
 use vidcompat_proto::abi::v4l2::buf_flag;
 
-use super::resolve_matrix::{fail_with, frame_from};
+use super::resolve_matrix::{How, fail_with, frame_from};
 use crate::client::AT_ONCE;
 use crate::daemon;
 use crate::helper::{self, as_nobody};
@@ -37,6 +37,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("cheats::nothing_beyond_the_mapping_is_written_to", beyond),
     ("cheats::what_is_mapped_privately_is_not_written_to", private),
     ("cheats::memory_that_may_not_be_read_is_no_picture", unreadable),
+    ("cheats::what_may_only_be_read_is_not_lent_to_a_device", only_read),
     (
         "cheats::mappings_that_change_during_qbuf_lead_nowhere_else",
         remapped,
@@ -388,6 +389,30 @@ fn unreadable() -> anyhow::Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// Some devices write to what they put out (`bidirectional` queues): they get a copy of what the client may only read.
+fn only_read() -> anyhow::Result<()> {
+    daemon::shared()?;
+    let number = named("vim2m")?.number()?;
+    let size = 320 * 180 * 2;
+    let mut copied = 0;
+    for (kind, make) in KINDS {
+        let Some(memory) = make(size, 0)? else { continue };
+        memory.clear()?;
+        let len = size.next_multiple_of(PAGE);
+        let imported = frame_from(ours(number), &memory)?;
+        memory.area.protect(0, len, Rights::ReadOnly)?;
+        let read_only = frame_from(ours(number), &memory)?;
+        memory.area.protect(0, len, Rights::ReadWrite)?;
+        if let Some((_, How::Imported, _)) = imported {
+            let how = read_only.map(|(_, how, _)| how);
+            ensure!(how == Some(How::Copied), "{kind}, read-only: {how:?}");
+            copied += 1;
+        }
+    }
+    ensure!(copied > 0, "nothing was imported to begin with");
     Ok(())
 }
 
