@@ -59,15 +59,16 @@ impl BlockedThread {
     /// # Errors
     /// [`MemoryFault::Fault`] where any page is unmapped, read-only or out of reach.
     pub fn check_writable(&self, client_addr: u64, len: u32) -> Result<(), MemoryFault> {
-        self.check(client_addr, len, |vma| vma.writable)
-    }
-
-    /// The same for memory that is only read.
-    ///
-    /// # Errors
-    /// [`MemoryFault::Fault`] where any page is unmapped or out of reach.
-    pub fn check_readable(&self, client_addr: u64, len: u32) -> Result<(), MemoryFault> {
-        self.check(client_addr, len, |_| true)
+        let end = client_addr
+            .checked_add(u64::from(len))
+            .ok_or(MemoryFault::Fault)?;
+        maps::each_unnamed(&self.client.maps, client_addr..end, |vma| {
+            if vma.writable {
+                sys::read_byte(self.tid, vma.start.max(client_addr)).map(drop)
+            } else {
+                Err(MemoryFault::Fault)
+            }
+        })
     }
 
     /// Shows `each` the mappings that cover `range`, one after the other.
@@ -128,19 +129,6 @@ impl BlockedThread {
         let pidfd = thread.as_ref().unwrap_or(&self.client.pidfd);
         let flags = rustix::process::PidfdGetfdFlags::empty();
         Ok(rustix::process::pidfd_getfd(pidfd, number, flags)?)
-    }
-
-    fn check(&self, client_addr: u64, len: u32, allowed: impl Fn(&Vma) -> bool) -> Result<(), MemoryFault> {
-        let end = client_addr
-            .checked_add(u64::from(len))
-            .ok_or(MemoryFault::Fault)?;
-        maps::each_unnamed(&self.client.maps, client_addr..end, |vma| {
-            if allowed(&vma) {
-                sys::read_byte(self.tid, vma.start.max(client_addr)).map(drop)
-            } else {
-                Err(MemoryFault::Fault)
-            }
-        })
     }
 }
 

@@ -16,7 +16,7 @@ use crate::sys::{CpuUse, Mapping};
 
 pub use budget::{Budget, Charge, OverBudget};
 pub use heap::{Heap, HeapError};
-pub use sync::CpuAccess;
+pub use sync::{CpuAccess, sync};
 
 /// Who made a buffer, as status and log name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,8 @@
 //! CPU access to a buffer that a device writes or reads.
 
+use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Once;
 
 use crate::sys::{CpuUse, Mapping, sync_end, sync_start};
 
@@ -14,11 +16,10 @@ pub struct CpuAccess<'a> {
 }
 
 impl<'a> CpuAccess<'a> {
-    pub(super) fn begin(mapping: &'a Mapping, dma_buf: Option<BorrowedFd<'a>>, cpu: CpuUse) -> Self {
-        if let Some(fd) = dma_buf
-            && let Err(error) = sync_start(fd, cpu)
-        {
-            tracing::warn!(%error, "the exporter of a buffer refused a cache sync");
+    /// `mapping` is going to be used so; where it is a dma-buf's, that is synced.
+    pub fn begin(mapping: &'a Mapping, dma_buf: Option<BorrowedFd<'a>>, cpu: CpuUse) -> Self {
+        if let Some(fd) = dma_buf {
+            complain(sync_start(fd, cpu));
         }
         Self {
             mapping,
@@ -35,10 +36,27 @@ impl<'a> CpuAccess<'a> {
 
 impl Drop for CpuAccess<'_> {
     fn drop(&mut self) {
-        if let Some(fd) = self.dma_buf
-            && let Err(error) = sync_end(fd, self.cpu)
-        {
-            tracing::warn!(%error, "the exporter of a buffer refused to end a cache sync");
+        if let Some(fd) = self.dma_buf {
+            complain(sync_end(fd, self.cpu));
         }
+    }
+}
+
+/// Syncs `dma_buf` for one access, which the caller or a client makes elsewhere.
+pub fn sync(dma_buf: BorrowedFd<'_>, cpu: CpuUse) {
+    complain(sync_start(dma_buf, cpu).and_then(|()| sync_end(dma_buf, cpu)));
+}
+
+/// The operator hears of it once: a client can bring an exporter that refuses at every frame.
+fn complain(synced: io::Result<()>) {
+    static TOLD: Once = Once::new();
+    if let Err(error) = synced {
+        tracing::debug!(%error, "the exporter of a buffer refused a cache sync");
+        TOLD.call_once(|| {
+            tracing::warn!(
+                %error,
+                "the exporter of a buffer refused a cache sync, and frames may have stale bytes; said once"
+            );
+        });
     }
 }

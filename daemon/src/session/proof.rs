@@ -19,6 +19,9 @@ use crate::sys::{self, CpuUse, Mapping, MemoryFault};
 
 /// Places that are looked at.
 const PLACES: usize = 16;
+/// A V4L2 buffer is a new dma-buf at each export: a stream that runs for days must not fill the memory. What is forgotten
+/// is shown once more.
+const MOST_KNOWN: usize = 256;
 /// Bytes of a word.
 const WORD: usize = size_of::<u64>();
 
@@ -36,6 +39,12 @@ impl Proven {
 
     pub(super) fn set(&self, inode: u64, arrived: bool) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MOST_KNOWN {
+            known.retain(|_, arrived| !*arrived);
+        }
+        if known.len() >= MOST_KNOWN {
+            known.clear();
+        }
         known.insert(inode, arrived);
     }
 }
@@ -154,7 +163,7 @@ impl Scratch {
 
 #[cfg(test)]
 mod tests {
-    use super::Proof;
+    use super::{MOST_KNOWN, Proof, Proven};
     use crate::resolve::Importable;
     use nix::sys::memfd::{MFdFlags, memfd_create};
     use std::fs::File;
@@ -174,6 +183,17 @@ mod tests {
             flush: None,
         };
         (file, importable)
+    }
+
+    #[test]
+    fn a_stream_of_ever_new_dma_bufs_is_forgotten_but_for_what_never_arrived() {
+        let proven = Proven::default();
+        proven.set(0, false);
+        for inode in 1..10_000 {
+            proven.set(inode, true);
+        }
+        assert_eq!((proven.of(0), proven.of(9_999)), (Some(false), Some(true)));
+        assert!(proven.0.lock().expect("nobody else").len() <= MOST_KNOWN);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use vidcompat_proto::queue::{Backing, Claim};
 
 use super::proof::Proof;
 use crate::client::{BlockedThread, Client};
-use crate::memory::BounceBuffer;
+use crate::memory::{self, BounceBuffer, CpuAccess};
 use crate::observe::model;
 use crate::resolve::{self, Access, Behind, CopyBy, Importable, Look, Segment};
 use crate::sys::{self, CpuUse, Mapping, MemoryFault};
@@ -234,7 +234,7 @@ impl Way {
     /// An import is not synced by vb2 (videobuf2-core.c:415), and the client, which knows of no dma-buf, does not do it.
     pub(super) fn sync(&self, cpu: CpuUse) {
         if let How::Import(importable) = &self.how {
-            sync(&*importable.fd, cpu);
+            memory::sync(importable.fd.as_fd(), cpu);
         }
     }
 
@@ -258,9 +258,10 @@ impl Way {
                 mapping,
                 skip,
                 dma_buf,
-            } => synced(dma_buf.as_deref(), CpuUse::Write, || {
-                sys::copy(access.mapping(), at, mapping, *skip, len)
-            }),
+            } => {
+                let object = CpuAccess::begin(mapping, dma_buf.as_ref().map(AsFd::as_fd), CpuUse::Write);
+                sys::copy(access.mapping(), at, object.mapping(), *skip, len)
+            }
         })
     }
 
@@ -284,9 +285,10 @@ impl Way {
                 mapping,
                 skip,
                 dma_buf,
-            } => synced(dma_buf.as_deref(), CpuUse::Read, || {
-                sys::copy(mapping, *skip, access.mapping(), at, len)
-            }),
+            } => {
+                let object = CpuAccess::begin(mapping, dma_buf.as_ref().map(AsFd::as_fd), CpuUse::Read);
+                sys::copy(object.mapping(), *skip, access.mapping(), at, len)
+            }
         })
     }
 
@@ -365,23 +367,4 @@ impl Piece {
             by,
         })
     }
-}
-
-fn sync(dma_buf: impl AsFd, cpu: CpuUse) {
-    let synced = sys::sync_start(&dma_buf, cpu).and_then(|()| sys::sync_end(&dma_buf, cpu));
-    if let Err(error) = synced {
-        tracing::warn!(%error, "the exporter of a client's buffer refused a cache sync");
-    }
-}
-
-fn synced<T>(dma_buf: Option<&std::fs::File>, cpu: CpuUse, act: impl FnOnce() -> T) -> T {
-    let Some(dma_buf) = dma_buf else { return act() };
-    if let Err(error) = sys::sync_start(dma_buf, cpu) {
-        tracing::warn!(%error, "the exporter of a client's buffer refused a cache sync");
-    }
-    let outcome = act();
-    if let Err(error) = sys::sync_end(dma_buf, cpu) {
-        tracing::warn!(%error, "the exporter of a client's buffer refused to end a cache sync");
-    }
-    outcome
 }

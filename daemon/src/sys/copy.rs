@@ -43,11 +43,7 @@ pub fn copy(
     to_offset: usize,
     len: usize,
 ) -> Result<(), MemoryFault> {
-    let fits = |mapping: &Mapping, offset: usize| {
-        let end = offset.checked_add(len);
-        end.is_some_and(|end| end <= mapping.size())
-    };
-    if !fits(from, from_offset) || !fits(to, to_offset) || !to.is_writable() {
+    if !from.has(from_offset, len) || !to.has(to_offset, len) || !to.is_writable() {
         return Err(MemoryFault::Fault);
     }
     let mut held = Held::Source;
