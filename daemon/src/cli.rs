@@ -37,6 +37,16 @@ pub struct Options {
     #[arg(long, value_name = "PATH", default_value = crate::observe::CONTROL)]
     pub control: PathBuf,
 
+    /// Where the client shim asks for what CUSE cannot carry: a unix socket for everybody who can open one of our nodes, or
+    /// `none`.
+    #[arg(long, value_name = "PATH", default_value = "/run/vidcompat/shim.sock")]
+    pub shim_socket: PathBuf,
+
+    /// Lets page-aligned USERPTR buffers of programs with the shim become the device's own buffers, so that nothing is
+    /// copied.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub adopt: bool,
+
     /// How log lines look. What is logged is chosen by the environment variable VIDCOMPAT_LOG (tracing's filter
     /// syntax, e.g. `debug`).
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::cli::Options;
 use crate::cuse::{Channel, InitError, initialize, serve};
 use crate::devices::{SideNode, SideNodeError};
+use crate::frontend::shim::Shims;
 use crate::frontend::video::VideoNode;
 use crate::memory::{Budget, Heap};
 use crate::observe::claim::Claim;
@@ -84,10 +85,11 @@ pub fn run(options: &Options) -> Result<(), ServiceError> {
             policy: Arc::new(Policy::new(options.imports.clone())),
             own: Arc::new(OwnBuffers::default()),
         };
+        let shims = Shims::new(options.shim_socket.clone(), options.adopt);
         // The real nodes first: what is wrong with one is said before anything was changed.
         let nodes = SideNode::of_all(&options.devices)?;
         let mut served = Vec::new();
-        let outcome = match start_all(nodes, &device_options, &report_end, &mut served) {
+        let outcome = match start_all(nodes, &device_options, &shims, &report_end, &mut served) {
             Ok(()) => {
                 let _control = options.control().and_then(|path| control(path, &served));
                 announce(&served);
@@ -130,11 +132,12 @@ fn heap() -> Option<Arc<Heap>> {
 fn start_all(
     nodes: Vec<SideNode>,
     options: &DeviceOptions,
+    shims: &Arc<Shims>,
     report_end: &mpsc::UnboundedSender<String>,
     served: &mut Vec<Served>,
 ) -> Result<(), ServiceError> {
     for node in nodes {
-        served.push(start(node, options.clone(), report_end.clone())?);
+        served.push(start(node, options.clone(), shims, report_end.clone())?);
     }
     Ok(())
 }
@@ -142,6 +145,7 @@ fn start_all(
 fn start(
     node: SideNode,
     options: DeviceOptions,
+    shims: &Arc<Shims>,
     report_end: mpsc::UnboundedSender<String>,
 ) -> Result<Served, ServiceError> {
     let channel = Channel::open(Path::new(CUSE)).map_err(ServiceError::Cuse)?;
@@ -149,7 +153,7 @@ fn start(
     initialize(&channel, &node.spec())?;
     node.verify()?;
     let device = Device::new(node.real().to_owned(), options, handle).map_err(ServiceError::System)?;
-    let front = VideoNode::new(device);
+    let front = VideoNode::new(device, Arc::clone(shims));
     let (handler, name) = (Arc::clone(&front), node.real().display().to_string());
     let server = thread::Builder::new().name("cuse-reader".into()).spawn(move || {
         if let Err(error) = serve(channel, handler) {

@@ -1,4 +1,5 @@
 //! What clients see: requests of a node turned into calls of sessions.
 
 mod argument;
+pub mod shim;
 pub mod video;

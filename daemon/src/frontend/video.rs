@@ -12,9 +12,11 @@ use vidcompat_proto::abi::ClientAbi;
 use vidcompat_proto::abi::v4l2::V4l2Buffer;
 use vidcompat_proto::ioc::Command;
 use vidcompat_proto::ioctl::{Policy, QueueOp, Row};
-use zerocopy::FromBytes;
+use vidcompat_proto::shim;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::argument::Shape;
+use super::shim::Shims;
 use crate::client::CallShape;
 use crate::cuse::{
     Caller, Channel, ForIoctl, ForRead, ForRelease, ForWrite, Handler, IoctlRequest, Operation, Reply,
@@ -26,6 +28,7 @@ use crate::session::{Blocking, BoxedWaiter, Device, Requester, Session, Waiter};
 /// The front end of one real node.
 pub struct VideoNode {
     device: Arc<Device>,
+    shims: Arc<Shims>,
     sessions: Mutex<HashMap<u64, Open>>,
     next_fh: AtomicU64,
 }
@@ -42,11 +45,12 @@ const MAX_OPEN_PER_USER: usize = 256;
 const MAX_OPEN: usize = 1024;
 
 impl VideoNode {
-    /// Serves `device`.
+    /// Serves `device`, also to the shims of `shims`.
     #[must_use]
-    pub fn new(device: Arc<Device>) -> Arc<Self> {
+    pub fn new(device: Arc<Device>, shims: Arc<Shims>) -> Arc<Self> {
         Arc::new(Self {
             device,
+            shims,
             sessions: Mutex::default(),
             next_fh: AtomicU64::new(1),
         })
@@ -151,7 +155,14 @@ impl VideoNode {
         let Some(session) = self.session(fh, caller) else {
             return reply.failed(Errno::ENODEV.raw());
         };
-        let taken = Shape::of(command, abi, input).and_then(|(row, shape)| {
+        if command == shim::HELLO {
+            return match self.shims.hello(&session, caller.uid) {
+                Some(hello) => reply.result(0, hello.as_bytes()),
+                None => reply.failed(Errno::ENOTTY.raw()),
+            };
+        }
+        let meant = shim::meant(command);
+        let taken = Shape::of(meant.unwrap_or(command), abi, input).and_then(|(row, shape)| {
             let argument = shape.native(row)?;
             Ok((row, shape, argument))
         });
@@ -163,6 +174,7 @@ impl VideoNode {
         let who = Requester {
             tid: caller.tid,
             abi: shape.abi(abi),
+            shim: meant.is_some(),
         };
         let blocking = Blocking {
             who,

@@ -23,6 +23,7 @@ mod read;
 mod retry;
 mod seek;
 mod serve;
+mod shim;
 mod status;
 mod write;
 
@@ -70,6 +71,8 @@ pub struct Requester {
     pub tid: u32,
     /// The layout of what it passes by pointer: arrays, and pointers in them. The struct itself is native already.
     pub abi: ClientAbi,
+    /// The call comes through the client shim.
+    pub shim: bool,
 }
 
 /// Who calls, and how: enough to find out whether the file is in non-blocking mode.

@@ -1,0 +1,1 @@
+//! The symbols that stand before libc's.

@@ -1,0 +1,1 @@
+//! Which fds are our nodes.

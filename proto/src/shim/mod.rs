@@ -1,0 +1,93 @@
+//! What the client shim and the daemon say to each other: numbers of ioctls on the client's own file, and messages of
+//! one size on a socket. Bytes only; neither side's work is known here.
+//!
+//! The shim keeps no state about a file. With the ioctls that need it, it says in the call itself that it is there:
+//! [`spoken`] is the same ioctl under another letter. A node that does not know the letter says `ENOTTY`, and the shim
+//! calls again without: so an old daemon, another version, or a real node are served as if there were no shim.
+//!
+//! What CUSE cannot carry, an fd, comes over the socket that [`Hello`] names. Each side refuses another version
+//! ([`Ask::decode`], [`Answer::decode`]) and loses nothing but the shim's help by it.
+
+mod message;
+
+pub use message::{Answer, Ask, AskError, MESSAGE_BYTES, Move, Outcome, Token};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::ioc::{Command, Direction};
+
+/// Of everything here. A change that the other side would misunderstand gets another number and another [`LETTER`].
+pub const VERSION: u16 = 1;
+
+/// The letter (`_IOC_TYPE`) of ioctls that say that the shim is there, in this [`VERSION`].
+pub const LETTER: u8 = 0xd6;
+
+/// `VIDIOC_*` as the shim says it: the same struct, size and number under our letter.
+#[must_use]
+pub const fn spoken(command: Command) -> Command {
+    Command((command.0 & !0xff00) | ((LETTER as u32) << 8))
+}
+
+/// The `VIDIOC_*` that the shim means by `command`, if it is one of the shim's.
+#[must_use]
+pub const fn meant(command: Command) -> Option<Command> {
+    if command.magic() == LETTER {
+        Some(Command((command.0 & !0xff00) | ((b'V' as u32) << 8)))
+    } else {
+        None
+    }
+}
+
+/// Asks for a [`Hello`]. Its number is none of V4L2's.
+#[allow(clippy::cast_possible_truncation)] // 132
+pub const HELLO: Command = Command::new(Direction::Read, LETTER, 0xf0, size_of::<Hello>() as u16);
+
+/// Where to ask, and what proves that one may. The same layout for 32- and 64-bit clients.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Hello {
+    /// [`VERSION`] of the daemon.
+    pub version: u16,
+    /// Bytes of `socket` that count.
+    pub socket_len: u16,
+    /// [`MAY_ADOPT`]
+    pub flags: u32,
+    /// For this file and the user who has asked.
+    pub token: [u8; 16],
+    /// Path of the socket, a `SOCK_SEQPACKET`.
+    pub socket: [u8; 108],
+}
+
+/// In [`Hello::flags`]: the operator lets buffers be adopted.
+pub const MAY_ADOPT: u32 = 1;
+
+/// The errno by which a QBUF or PREPARE_BUF of the shim's says: first fetch what there is to move ([`Ask::NextMove`]),
+/// then call again. `EBADE`, which no driver gives.
+pub const MOVE_FIRST: i32 = 52;
+
+/// Is this a device number of ours? V4L2's own minors end at 255, and so do fbdev's.
+#[must_use]
+pub const fn is_ours(major: u32, minor: u32) -> bool {
+    matches!(major, 81 | 29) && minor >= 256
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{HELLO, is_ours, meant, spoken};
+    use crate::ioc::{Command, Direction};
+
+    #[test]
+    fn the_shims_qbuf_is_qbuf_under_another_letter() {
+        let qbuf = Command::new(Direction::ReadWrite, b'V', 15, 88);
+        assert_eq!(spoken(qbuf).0, 0xc058_d60f);
+        assert_eq!(meant(spoken(qbuf)), Some(qbuf));
+        assert_eq!(meant(qbuf), None);
+        assert_eq!(HELLO.size(), 132);
+    }
+
+    #[test]
+    fn real_nodes_are_not_ours() {
+        assert!(is_ours(81, 256) && is_ours(29, 300));
+        assert!(!is_ours(81, 255) && !is_ours(29, 0) && !is_ours(226, 256));
+    }
+}
