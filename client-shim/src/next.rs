@@ -36,18 +36,20 @@ impl<F: Copy> Next<F> {
     /// The function.
     #[inline]
     pub(crate) fn get(&self) -> F {
-        let mut at = self.at.load(Ordering::Relaxed);
-        if at.is_null() {
-            at = self.find();
-        }
-        // SAFETY: `at` is the address of a function of type `F`, as `new` was promised, or of `missing`.
-        unsafe { transmute_copy::<*mut c_void, F>(&at) }
+        self.found().unwrap_or_else(|| Self::function(self.find()))
     }
 
     /// The function if it has been looked for before.
     #[inline]
     pub(crate) fn found(&self) -> Option<F> {
-        (!self.at.load(Ordering::Relaxed).is_null()).then(|| self.get())
+        let at = self.at.load(Ordering::Relaxed);
+        (!at.is_null()).then(|| Self::function(at))
+    }
+
+    #[inline]
+    fn function(at: *mut c_void) -> F {
+        // SAFETY: `at` is the address of a function of type `F`, as `new` was promised, or of `missing`.
+        unsafe { transmute_copy::<*mut c_void, F>(&at) }
     }
 
     #[cold]
@@ -81,11 +83,14 @@ type CloseRange = unsafe extern "C-unwind" fn(c_uint, c_uint, c_int) -> c_int;
 type Closefrom = unsafe extern "C-unwind" fn(c_int);
 type Dup2 = unsafe extern "C-unwind" fn(c_int, c_int) -> c_int;
 type Dup3 = unsafe extern "C-unwind" fn(c_int, c_int, c_int) -> c_int;
-type Ioctl = unsafe extern "C-unwind" fn(c_int, c_ulong, ...) -> c_int;
+/// Variadic in C, and with all its arguments here: see `entry`. (x86-64 has in `al` how many vector registers a variadic
+/// call uses at most. Here it is anything; compiled functions only look whether it is 0, to spare themselves saving them.)
+/// So a call can be a jump, which for variadic ones it cannot.
+pub(crate) type Ioctl = unsafe extern "C-unwind" fn(c_int, c_ulong, *mut c_void) -> c_int;
 type Mmap<Offset> =
     unsafe extern "C-unwind" fn(*mut c_void, usize, c_int, c_int, c_int, Offset) -> *mut c_void;
-/// The result is a `long`, and an address after mmap.
-type Syscall = unsafe extern "C-unwind" fn(c_long, ...) -> usize;
+/// As [`Ioctl`]. The result is a `long`, and an address after mmap.
+type Syscall = unsafe extern "C-unwind" fn(c_long, usize, usize, usize, usize, usize, usize) -> usize;
 
 macro_rules! functions {
     ($($(#[$attribute:meta])* $name:ident = $symbol:literal, $function:ty;)*) => {

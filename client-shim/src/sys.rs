@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_long, c_void};
 use std::mem::MaybeUninit;
 
-use rustix::fd::{AsRawFd, BorrowedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use vidcompat_proto::Errno;
@@ -99,7 +99,7 @@ pub(crate) unsafe fn mmap_anonymous(
 /// `EFAULT`; `EMFILE` and `ENFILE` of the pipe.
 pub(crate) fn read_program(address: usize) -> Result<[u8; 4], Errno> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(errno_of)?;
-    transfer(libc::SYS_write, writer.as_raw_fd(), address)?;
+    transfer(libc::SYS_write, writer.as_fd(), address)?;
     let mut bytes = [MaybeUninit::new(0u8); 4];
     match rustix::io::read(&reader, &mut bytes) {
         Ok((&mut [a, b, c, d], _)) => Ok([a, b, c, d]),
@@ -114,16 +114,19 @@ pub(crate) fn read_program(address: usize) -> Result<[u8; 4], Errno> {
 pub(crate) fn write_program(address: usize, bytes: [u8; 4]) -> Result<(), Errno> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(errno_of)?;
     rustix::io::write(&writer, &bytes).map_err(errno_of)?;
-    transfer(libc::SYS_read, reader.as_raw_fd(), address)
+    transfer(libc::SYS_read, reader.as_fd(), address)
 }
 
 /// read() or write() of four bytes at `address`.
-fn transfer(call: c_long, fd: c_int, address: usize) -> Result<(), Errno> {
+fn transfer(call: c_long, fd: BorrowedFd<'_>, address: usize) -> Result<(), Errno> {
     let syscall = next::SYSCALL.get();
+    let Ok(fd) = usize::try_from(fd.as_raw_fd()) else {
+        return Err(Errno::EFAULT);
+    };
     // SAFETY: both calls take fd, address and length; the kernel checks the address, and what is written there is what
     // the program has asked to be written. By `syscall` because rustix wants memory that is known to be there, and
     // libc's read and write are cancellation points.
-    match unsafe { syscall(call, fd, address, 4usize) } {
+    match unsafe { syscall(call, fd, address, 4, 0, 0, 0) } {
         4 => Ok(()),
         usize::MAX => Err(Errno::from_raw(errno())),
         _ => Err(Errno::EFAULT),

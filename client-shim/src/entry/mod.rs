@@ -28,11 +28,35 @@ const fn command(request: c_ulong) -> Command {
 /// ioctl(2).
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C-unwind" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
+    let next = if video::is_spoken(command(request)) {
+        speaking
+    } else {
+        next::IOCTL.found().unwrap_or(speaking)
+    };
+    // SAFETY: the program's own call.
+    unsafe { next(fd, request, argument) }
+}
+
+/// Looks for the next `ioctl` where it must, and at whether we have something to say.
+///
+/// # Safety
+/// ioctl(2).
+unsafe extern "C-unwind" fn speaking(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
     let next = next::IOCTL.get();
-    if !video::is_spoken(command(request)) || next::is_libv4l() {
+    if video::is_spoken(command(request)) && !next::is_libv4l() {
         // SAFETY: the program's own call.
-        return unsafe { next(fd, request, argument) };
+        return unsafe { speak(next, fd, request, argument) };
     }
+    // SAFETY: the program's own call.
+    unsafe { next(fd, request, argument) }
+}
+
+/// An ioctl that [`video::is_spoken`], with the `next` of its name.
+///
+/// # Safety
+/// ioctl(2).
+#[inline(never)]
+unsafe fn speak(next: next::Ioctl, fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
     video::ioctl(fd, command(request), argument.addr(), |way| match way {
         // SAFETY: the program's own call.
         Way::Plain => unsafe { next(fd, request, argument) },
@@ -49,17 +73,13 @@ pub unsafe extern "C-unwind" fn ioctl(fd: c_int, request: c_ulong, argument: *mu
 #[cfg(target_pointer_width = "32")]
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C-unwind" fn __ioctl_time64(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
-    let next = next::IOCTL_TIME64.get();
-    if !video::is_spoken(command(request)) {
+    if video::is_spoken(command(request)) {
         // SAFETY: the program's own call.
-        return unsafe { next(fd, request, argument) };
+        return unsafe { speak(next::IOCTL_TIME64.get(), fd, request, argument) };
     }
-    video::ioctl(fd, command(request), argument.addr(), |way| match way {
-        // SAFETY: the program's own call.
-        Way::Plain => unsafe { next(fd, request, argument) },
-        // SAFETY: as in `ioctl`.
-        Way::As(spoken) => unsafe { next(fd, c_ulong::from(spoken.0), argument) },
-    })
+    let next = next::IOCTL_TIME64.get();
+    // SAFETY: the program's own call.
+    unsafe { next(fd, request, argument) }
 }
 
 macro_rules! mmaps {
@@ -105,6 +125,7 @@ mmaps! {
 
 /// A file may have been closed, perhaps the last of a session's: what was adopted for it is the program's again.
 #[cold]
+#[inline(never)]
 fn closed() {
     if !inside() {
         guard(adopt::reconcile);

@@ -37,35 +37,67 @@ pub unsafe extern "C-unwind" fn syscall(
     f: usize,
 ) -> usize {
     match number {
-        libc::SYS_ioctl => ioctl([a, b, c, d, e, f]),
-        SYS_MMAP => mmap([a, b, c, d, e, f]),
-        libc::SYS_close | libc::SYS_dup3 | libc::SYS_close_range if adopt::any() => {
-            closing(number, [a, b, c, d, e, f])
-        }
+        // SAFETY: the program's own call.
+        libc::SYS_ioctl => unsafe { ioctl(number, a, b, c, d, e, f) },
+        // SAFETY: the program's own call.
+        SYS_MMAP => unsafe { mmap(number, a, b, c, d, e, f) },
+        // SAFETY: the program's own call.
+        libc::SYS_close | libc::SYS_dup3 | libc::SYS_close_range => unsafe {
+            closing(number, a, b, c, d, e, f)
+        },
+        // SAFETY: the program's own call.
         #[cfg(not(target_arch = "aarch64"))]
-        libc::SYS_dup2 if adopt::any() => closing(number, [a, b, c, d, e, f]),
+        libc::SYS_dup2 => unsafe { closing(number, a, b, c, d, e, f) },
         _ => {
-            let next = next::SYSCALL.get();
+            let next = next::SYSCALL.found().unwrap_or(closing);
             // SAFETY: the program's own call.
             unsafe { next(number, a, b, c, d, e, f) }
         }
     }
 }
 
-fn closing(number: c_long, [a, b, c, d, e, f]: [usize; 6]) -> usize {
+/// Looks for the next `syscall` where it must, and afterwards at what was closed.
+///
+/// Each of these has the signature of [`syscall`], so that going there is a jump.
+///
+/// # Safety
+/// syscall(2).
+#[inline(never)]
+unsafe extern "C-unwind" fn closing(
+    number: c_long,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> usize {
     let next = next::SYSCALL.get();
     // SAFETY: the program's own call.
     let result = unsafe { next(number, a, b, c, d, e, f) };
-    closed();
+    if adopt::any() {
+        closed();
+    }
     result
 }
 
-fn ioctl([fd, request, argument, d, e, f]: [usize; 6]) -> usize {
+/// # Safety
+/// syscall(2).
+#[inline(never)]
+unsafe extern "C-unwind" fn ioctl(
+    number: c_long,
+    fd: usize,
+    request: usize,
+    argument: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> usize {
     let next = next::SYSCALL.get();
     let said = command(request as c_ulong);
     if !video::is_spoken(said) {
         // SAFETY: the program's own call.
-        return unsafe { next(libc::SYS_ioctl, fd, request, argument, d, e, f) };
+        return unsafe { next(number, fd, request, argument, d, e, f) };
     }
     let result = video::ioctl(int(fd), said, argument, |way| {
         let request = match way {
@@ -74,19 +106,33 @@ fn ioctl([fd, request, argument, d, e, f]: [usize; 6]) -> usize {
         };
         // SAFETY: the program's own call, but perhaps for the letter; a driver that knows the letter uses the argument
         // as V4L2 does. An ioctl's result is an `int`.
-        int(unsafe { next(libc::SYS_ioctl, fd, request, argument, d, e, f) })
+        int(unsafe { next(number, fd, request, argument, d, e, f) })
     });
     // Else -1.
     usize::try_from(result).unwrap_or(usize::MAX)
 }
 
-fn mmap([address, length, prot, flags, fd, offset]: [usize; 6]) -> usize {
+/// # Safety
+/// syscall(2).
+#[inline(never)]
+unsafe extern "C-unwind" fn mmap(
+    number: c_long,
+    address: usize,
+    length: usize,
+    prot: usize,
+    flags: usize,
+    fd: usize,
+    offset: usize,
+) -> usize {
     const UNIT: u64 = MMAP.1;
-    if int(flags) & libc::MAP_ANONYMOUS != 0 && next::SYSCALL.found().is_none() {
+    if int(flags) & libc::MAP_ANONYMOUS != 0 {
+        if let Some(next) = next::SYSCALL.found() {
+            // SAFETY: the program's own call.
+            return unsafe { next(number, address, length, prot, flags, fd, offset) };
+        }
         let address = with_exposed_provenance_mut(address);
         // SAFETY: the program's own call.
-        let mapped = unsafe { sys::mmap_anonymous(address, length, int(prot), int(flags)) };
-        return mapped.addr();
+        return unsafe { sys::mmap_anonymous(address, length, int(prot), int(flags)) }.addr();
     }
     let next = next::SYSCALL.get();
     let wanted = Wanted {
@@ -97,17 +143,17 @@ fn mmap([address, length, prot, flags, fd, offset]: [usize; 6]) -> usize {
         flags: int(flags),
     };
     let mapped = map(wanted, |file, from| {
-        let from = if file == wanted.fd {
-            Ok(offset)
+        let call = if file == wanted.fd {
+            Ok((fd, offset))
         } else {
-            usize::try_from(from / UNIT)
+            usize::try_from(from / UNIT).map(|from| (file.unsigned_abs() as usize, from))
         };
-        let Ok(from) = from else {
+        let Ok((file, from)) = call else {
             sys::set_errno(libc::EOVERFLOW);
             return libc::MAP_FAILED;
         };
         // SAFETY: the program's own call, but perhaps for the file that the memory comes from.
-        let mapped = unsafe { next(SYS_MMAP, address, length, prot, flags, file, from) };
+        let mapped = unsafe { next(number, address, length, prot, flags, file, from) };
         with_exposed_provenance_mut::<c_void>(mapped)
     });
     mapped.addr()
