@@ -28,4 +28,6 @@ mod next;
 mod node;
 #[allow(unsafe_code)]
 mod sys;
+#[cfg(test)]
+mod testing;
 mod video;
