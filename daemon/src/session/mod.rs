@@ -6,6 +6,7 @@
 //! Locking: `state` is held for the length of a queue call, as vb2 holds the queue's lock; never while bytes are
 //! copied to a client, whose memory may be slow on purpose.
 
+mod adoption;
 mod allocate;
 mod arrays;
 mod buffers;
