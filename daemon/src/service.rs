@@ -84,6 +84,7 @@ pub fn run(options: &Options) -> Result<(), ServiceError> {
             budget: Budget::new(options.memory_total(), options.memory_per_client),
             policy: Arc::new(Policy::new(options.imports.clone())),
             own: Arc::new(OwnBuffers::default()),
+            may_adopt: options.adopt,
         };
         // The real nodes first: what is wrong with one is said before anything was changed.
         let nodes = SideNode::of_all(&options.devices)?;
