@@ -8,6 +8,7 @@
 #![deny(unsafe_code)]
 
 pub mod backend;
+pub mod claim;
 pub mod cli;
 pub mod client;
 pub mod cuse;
