@@ -7,6 +7,8 @@ mod complaints;
 mod connection;
 mod crowd;
 mod server;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 use std::os::fd::OwnedFd;
@@ -67,7 +69,7 @@ impl Shims {
         self.tokens.forget(session);
     }
 
-    fn ask(&self, session: &Session, peer: Peer, ask: Ask) -> (Answer, Option<OwnedFd>) {
+    fn ask(&self, session: &Arc<Session>, peer: Peer, ask: Ask) -> (Answer, Option<OwnedFd>) {
         // Whose process we cannot name, or who must not adopt, has nothing to move.
         let mover = peer.pid.filter(|_| self.may_adopt);
         match (ask, mover) {
