@@ -45,11 +45,11 @@ impl Kind {
         }
     }
 
-    /// Connections that wait to be accepted: beyond, `connect` waits.
+    /// Connections that wait to be accepted: beyond, `connect` waits. Few, because the next one waits for all of them.
     const fn backlog(self) -> i32 {
         match self {
             Self::Control => 16,
-            Self::Shim => 1024,
+            Self::Shim => 128,
         }
     }
 }

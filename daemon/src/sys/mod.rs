@@ -14,6 +14,7 @@ mod malloc;
 mod map;
 mod mirror;
 mod pagemap;
+mod passrights;
 mod planes;
 mod process;
 mod procmap;
@@ -33,6 +34,7 @@ pub use malloc::share_arenas;
 pub use map::Mapping;
 pub use mirror::{Mirror, page_size};
 pub use pagemap::{frame_of, is_swap_backed};
+pub use passrights::refuse_files;
 pub use planes::buffer_ioctl;
 pub use process::{
     MemoryFault, RemoteMemory, pidfd_open_thread, read_byte, read_bytes, read_into, write_bytes, write_from,

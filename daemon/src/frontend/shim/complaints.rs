@@ -40,3 +40,16 @@ impl Complaints {
         Some(std::mem::take(unsaid))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Complaints;
+
+    #[test]
+    fn what_happens_a_thousand_times_is_said_once() {
+        let complaints = Complaints::default();
+        let said = (0..1000).filter_map(|_| complaints.due());
+        assert_eq!(said.collect::<Vec<_>>(), [0]);
+        assert_eq!(complaints.0.lock().expect("a lock").1, 999, "and counted");
+    }
+}

@@ -17,8 +17,6 @@ use vidcompat_proto::shim::{Answer, Ask, AskError, MESSAGE_BYTES, Token};
 use super::complaints::Complaints;
 use super::crowd::Place;
 
-/// How long a connection may say nothing. The shim asks as soon as it is connected.
-const IDLE: Duration = Duration::from_secs(3);
 /// Questions on one connection. The shim asks some dozen.
 const QUESTIONS: usize = 4096;
 
@@ -43,7 +41,7 @@ pub trait Serves: Send + Sync + 'static {
 pub(super) fn converse(place: &Place, peer: Peer, serves: &impl Serves, complaints: &Complaints) {
     let socket = place.socket();
     for _ in 0..QUESTIONS {
-        match question(socket) {
+        match question(socket, place.may_be_idle()) {
             Heard::Ask(ask, token) => {
                 let Some(turn) = place.turn() else {
                     return complaints.about(
@@ -86,9 +84,9 @@ enum Heard {
 }
 
 /// The next message. Files that come with it are dropped by the kernel, because there is no room for them.
-fn question(socket: &OwnedFd) -> Heard {
+fn question(socket: &OwnedFd, idle: Duration) -> Heard {
     let mut wanted = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-    let patience = PollTimeout::try_from(IDLE).unwrap_or(PollTimeout::MAX);
+    let patience = PollTimeout::try_from(idle).unwrap_or(PollTimeout::MAX);
     match poll(&mut wanted, patience) {
         Ok(0) => return Heard::Nothing,
         Ok(_) | Err(Failure::EINTR) => {}

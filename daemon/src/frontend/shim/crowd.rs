@@ -20,6 +20,8 @@ pub(super) struct Limits {
     pub(super) asking: usize,
     /// How long a question waits so.
     pub(super) patience: Duration,
+    /// How long a connection may say nothing. The shim asks as soon as it is connected.
+    pub(super) idle: Duration,
 }
 
 impl Default for Limits {
@@ -29,6 +31,7 @@ impl Default for Limits {
             of_user: 64,
             asking: 4,
             patience: Duration::from_secs(2),
+            idle: Duration::from_secs(3),
         }
     }
 }
@@ -120,6 +123,12 @@ impl Crowd {
         Ok(Place { id, socket, counted })
     }
 
+    /// Of all users, also those that are being closed.
+    #[cfg(test)]
+    pub(super) fn connections(&self) -> usize {
+        self.state().all
+    }
+
     /// Nobody is served any more: all connections end as soon as what is under way has ended.
     pub(super) fn end(&self) {
         for (_, open) in self.state().open.drain() {
@@ -172,6 +181,10 @@ struct Counted {
 impl Place {
     pub(super) fn socket(&self) -> &OwnedFd {
         &self.socket
+    }
+
+    pub(super) fn may_be_idle(&self) -> Duration {
+        self.counted.crowd.limits.idle
     }
 
     /// The right to be answered, once it is the user's turn. `None`: that has taken too long.
@@ -233,5 +246,113 @@ impl Drop for Turn<'_> {
         }
         drop(state);
         crowd.answered.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Crowd, Limits, Place, Refused};
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    const LIMITS: Limits = Limits {
+        connections: 6,
+        of_user: 4,
+        asking: 2,
+        patience: Duration::from_millis(200),
+        idle: Duration::from_secs(1),
+    };
+
+    /// A connection of user `uid`, and the client's end of it.
+    fn enter(crowd: &Arc<Crowd>, uid: u32) -> Result<(Place, OwnedFd), Refused> {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        match crowd.enter(ours.into(), uid) {
+            Ok(place) => Ok((place, theirs.into())),
+            Err((_, why)) => Err(why),
+        }
+    }
+
+    fn is_ended(theirs: &OwnedFd) -> bool {
+        let mut wanted = [PollFd::new(theirs.as_fd(), PollFlags::POLLIN)];
+        poll(&mut wanted, PollTimeout::ZERO).expect("a socket") == 1
+    }
+
+    #[test]
+    fn a_user_who_has_enough_is_refused_until_one_of_his_is_closed_and_others_are_not() {
+        let crowd = Crowd::new(LIMITS);
+        let mut his: Vec<_> = (0..4).map(|_| enter(&crowd, 1).expect("a place")).collect();
+        assert_eq!(enter(&crowd, 1).expect_err("a fifth"), Refused::User);
+        let other = enter(&crowd, 2).expect("another user");
+        his.pop();
+        let again = enter(&crowd, 1).expect("one was closed");
+        assert!(his.iter().all(|(_, end)| !is_ended(end)), "nobody was pushed out");
+        assert_eq!(crowd.connections(), 5);
+        drop((his, other, again));
+        assert_eq!(crowd.connections(), 0);
+        assert!(crowd.state().users.is_empty() && crowd.state().open.is_empty());
+    }
+
+    #[test]
+    fn where_all_is_full_the_one_that_is_idle_for_longest_goes_and_never_one_that_is_answered() {
+        let crowd = Crowd::new(LIMITS);
+        let mut all: Vec<_> = (0..6).map(|uid| enter(&crowd, uid).expect("a place")).collect();
+        let idle = all.split_off(2);
+        let asking: Vec<_> = all
+            .iter()
+            .map(|(place, _)| place.turn().expect("a turn"))
+            .collect();
+        let newcomers: Vec<_> = (10..14)
+            .map(|uid| enter(&crowd, uid).expect("one goes"))
+            .collect();
+        assert!(all.iter().all(|(_, end)| !is_ended(end)) && idle.iter().all(|(_, end)| is_ended(end)));
+        assert!(newcomers.iter().all(|(_, end)| !is_ended(end)));
+        // Those pushed out count until they are closed: their threads may hang.
+        let two: Vec<_> = (14..16)
+            .map(|uid| enter(&crowd, uid).expect("one goes"))
+            .collect();
+        assert_eq!(enter(&crowd, 16).expect_err("twice as many"), Refused::Full);
+        drop(idle);
+        assert!(enter(&crowd, 16).is_ok());
+        drop((newcomers, two, asking));
+    }
+
+    #[test]
+    fn where_all_are_answered_nobody_can_be_pushed_out() {
+        let crowd = Crowd::new(LIMITS);
+        let all: Vec<_> = (0..6).map(|uid| enter(&crowd, uid).expect("a place")).collect();
+        let _asking: Vec<_> = all
+            .iter()
+            .map(|(place, _)| place.turn().expect("a turn"))
+            .collect();
+        assert_eq!(enter(&crowd, 9).expect_err("all are busy"), Refused::Full);
+        assert!(all.iter().all(|(_, end)| !is_ended(end)));
+    }
+
+    #[test]
+    fn a_users_questions_wait_for_his_own_and_for_nobody_elses() {
+        let crowd = Crowd::new(LIMITS);
+        let his: Vec<_> = (0..4).map(|_| enter(&crowd, 1).expect("a place").0).collect();
+        let (other, _end) = enter(&crowd, 2).expect("a place");
+        let first = his[0].turn().expect("a turn");
+        let _second = his[1].turn().expect("a turn");
+        let begun = Instant::now();
+        assert!(his[2].turn().is_none(), "no third one");
+        assert!(begun.elapsed() >= LIMITS.patience);
+        let begun = Instant::now();
+        assert!(other.turn().is_some());
+        assert!(begun.elapsed() < LIMITS.patience);
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| his[3].turn().is_some());
+            thread::sleep(LIMITS.patience / 4);
+            drop(first);
+            assert!(
+                waiting.join().expect("no panic"),
+                "it is its turn when another was answered"
+            );
+        });
     }
 }

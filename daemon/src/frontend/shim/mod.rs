@@ -7,6 +7,8 @@ mod complaints;
 mod connection;
 mod crowd;
 mod server;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 use std::os::fd::OwnedFd;

@@ -8,7 +8,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -22,6 +22,7 @@ use super::complaints::Complaints;
 use super::connection::{Peer, Serves, converse};
 use super::crowd::{Crowd, Limits, Place, Refused};
 use crate::claim::Claim;
+use crate::sys;
 
 /// Threads that close what is refused: as many strangers have to make one wait for long before others notice.
 const CLOSERS: usize = 4;
@@ -37,9 +38,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// A served socket. Dropped: nobody is served any more, and the path is free.
 #[derive(Debug)]
 pub struct Server {
-    crowd: Arc<Crowd>,
+    pub(super) crowd: Arc<Crowd>,
     ending: Arc<AtomicBool>,
-    acceptor: Option<JoinHandle<()>>,
+    /// Connections that were refused, and closed by now.
+    pub(super) refused: Arc<AtomicUsize>,
     claim: Claim,
 }
 
@@ -53,20 +55,24 @@ impl Server {
     }
 
     pub(super) fn with_limits(claim: Claim, serves: Arc<impl Serves>, limits: Limits) -> io::Result<Self> {
+        if let Err(error) = sys::refuse_files(&claim) {
+            tracing::debug!(%error, "files that are sent to the shim's socket are dropped and not refused");
+        }
         let listener = claim.as_fd().try_clone_to_owned()?;
+        let refused = Arc::default();
         let (crowd, ending) = (Crowd::new(limits), Arc::new(AtomicBool::new(false)));
         let host = Host {
             crowd: Arc::clone(&crowd),
             serves,
             complaints: Arc::default(),
-            refused: closers()?,
+            refused: closers(&refused)?,
         };
         let until = Arc::clone(&ending);
-        let acceptor = spawn("shim-accept", move || host.receive(&listener, &until))?;
+        spawn("shim-accept", move || host.receive(&listener, &until))?;
         Ok(Self {
             crowd,
             ending,
-            acceptor: Some(acceptor),
+            refused,
             claim,
         })
     }
@@ -79,9 +85,8 @@ impl Drop for Server {
         if let Err(error) = shutdown(self.claim.as_fd().as_raw_fd(), Shutdown::Both) {
             tracing::debug!(%error, "the shim's socket");
         }
+        // What is under way may take long; the process does not wait for it.
         self.crowd.end();
-        // It may wait for those who close.
-        drop(self.acceptor.take());
     }
 }
 
@@ -93,16 +98,19 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHan
 }
 
 /// Threads that close what they are sent.
-fn closers() -> io::Result<SyncSender<OwnedFd>> {
+fn closers(closed: &Arc<AtomicUsize>) -> io::Result<SyncSender<OwnedFd>> {
     let (sender, receiver) = sync_channel(REFUSED);
     let receiver: Arc<Mutex<Receiver<OwnedFd>>> = Arc::new(Mutex::new(receiver));
     for _ in 0..CLOSERS {
-        let receiver = Arc::clone(&receiver);
+        let (receiver, closed) = (Arc::clone(&receiver), Arc::clone(closed));
         spawn("shim-close", move || {
             loop {
                 let next = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
                 match next {
-                    Ok(socket) => drop(socket),
+                    Ok(socket) => {
+                        drop(socket);
+                        closed.fetch_add(1, Ordering::Relaxed);
+                    }
                     Err(_) => return,
                 }
             }
