@@ -14,8 +14,8 @@ use vidcompat_proto::abi::v4l2::{
 use vidcompat_proto::ioctl::{QueueOp, queue_row};
 use vidcompat_proto::queue::{Backing, Queue};
 
-use super::Session;
-use super::imports::Imports;
+use super::{Requester, Session};
+use super::passed::Passed;
 use super::queues::{QueueState, Slot, cpu_use};
 use crate::client::Client;
 use crate::memory::{BounceBuffer, Charge, OverBudget, Provider};
@@ -61,28 +61,29 @@ impl Provider {
 
 impl Session {
     /// `VIDIOC_REQBUFS`
-    pub(super) fn reqbufs(&self, request: &mut V4l2RequestBuffers, tid: u32) -> Result<(), Errno> {
+    pub(super) fn reqbufs(&self, request: &mut V4l2RequestBuffers, who: Requester) -> Result<(), Errno> {
         self.stop_watching();
         let mut state = self.lock();
         let queue = state.queues.of_mut(request.buf_type);
-        queue.core.reqbufs(request)?;
+        queue.core.reqbufs(request, who.help)?;
         let capabilities = self.device.queue_capabilities(&self.node, request.buf_type)?;
         let mut device = *request;
-        if request.memory == memory::DMABUF {
+        if request.memory != memory::USERPTR {
             self.ask(queue, &mut device, capabilities)
                 .map_err(Failure::errno)?;
             if device.count > 0 {
-                queue.core.serves_imports(request.buf_type);
-                queue.imports = Some(Imports::default());
+                queue.core.passes(request.buf_type);
+                queue.passed = Some(Passed::new(request.memory, device.count));
             }
         } else {
+            device.flags = 0;
             self.with_provider(queue, capabilities, |queue, provider| {
-                self.reqbufs_from(queue, provider, request, &mut device, capabilities, tid)
+                self.reqbufs_from(queue, provider, request, &mut device, capabilities, who.tid)
             })?;
         }
         request.count = device.count;
-        request.capabilities = Queue::capabilities(device.capabilities);
-        request.flags = 0;
+        request.capabilities = Queue::capabilities(device.capabilities, who.help);
+        request.flags = device.flags;
         request.reserved = [0; 3];
         Ok(())
     }
@@ -129,31 +130,32 @@ impl Session {
     }
 
     /// `VIDIOC_CREATE_BUFS`
-    pub(super) fn create_bufs(&self, request: &mut V4l2CreateBuffers, tid: u32) -> Result<(), Errno> {
+    pub(super) fn create_bufs(&self, request: &mut V4l2CreateBuffers, who: Requester) -> Result<(), Errno> {
         self.stop_watching();
         let mut state = self.lock();
         let buf_type = request.format.buf_type;
         let queue = state.queues.of_mut(buf_type);
-        queue.core.create_bufs(request)?;
+        queue.core.create_bufs(request, who.help)?;
         let asked = *request;
         let mut device = asked;
-        if asked.memory == memory::DMABUF || queue.imports.is_some() {
-            // Of another memory than the queue's the device says EINVAL, and MMAP no client may have. Under USERPTR
-            // buffers the device may have dma-bufs, which are not the client's.
-            if asked.memory == memory::DMABUF && !queue.core.is_empty() && asked.count > 0 {
+        if asked.memory != memory::USERPTR || queue.passed.is_some() {
+            // Of another memory than the queue's the device says EINVAL. Under USERPTR buffers the device may have dma-bufs
+            // or buffers of its own, which are not the client's.
+            if asked.memory != memory::USERPTR && !queue.core.is_empty() && asked.count > 0 {
                 return Err(Errno::EINVAL);
             }
             self.node.create_bufs(&mut device)?;
-            if asked.count > 0 && queue.imports.is_none() {
-                queue.core.serves_imports(buf_type);
-                queue.imports = Some(Imports::default());
+            if asked.count > 0 {
+                queue.core.passes(buf_type);
+                let passed = queue.passed.get_or_insert_with(|| Passed::new(asked.memory, 0));
+                passed.created(device.index.saturating_add(device.count));
             }
         } else {
-            self.create_userptr(queue, &asked, &mut device, tid)?;
+            self.create_userptr(queue, &asked, &mut device, who.tid)?;
         }
         *request = V4l2CreateBuffers {
             memory: asked.memory,
-            capabilities: Queue::capabilities(device.capabilities),
+            capabilities: Queue::capabilities(device.capabilities, who.help),
             ..device
         };
         Ok(())
@@ -278,7 +280,7 @@ impl Session {
             Err(errno) => {
                 // EBUSY changes nothing; a driver that fails later has freed the old buffers first
                 // (videobuf2-core.c:880-900).
-                let serves = !queue.core.is_empty() || queue.imports.is_some();
+                let serves = !queue.core.is_empty() || queue.passed.is_some();
                 if serves && !self.has_buffers(queue, request.buf_type) {
                     queue.forget_buffers();
                 }

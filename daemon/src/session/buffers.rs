@@ -51,8 +51,8 @@ impl Session {
         let mut device = Queue::without_references(asked);
         self.node.buffer_ioctl(QueueOp::Querybuf, &mut device)?;
         let queue = state.queues.of(asked.head.buf_type);
-        Ok(match &queue.imports {
-            Some(imports) => imports.reply(&device, asked),
+        Ok(match &queue.passed {
+            Some(passed) => passed.reply(&device, asked),
             None if queue.core.has(device.head.index) => queue.core.reply(&device, asked),
             None => strangers(&device, asked),
         })
@@ -73,9 +73,9 @@ impl Session {
         loop {
             let mut state = self.lock();
             let queue = state.queues.of_mut(buf_type);
-            if queue.imports.is_some() {
+            if queue.passed.is_some() {
                 drop(state);
-                return self.give_import(op, asked, &caller);
+                return self.give_passed(op, asked, &caller);
             }
             let next = match op {
                 QueueOp::PrepareBuf => queue.core.prepare_buf(asked, caller.client().key()),
@@ -351,10 +351,10 @@ impl Session {
         self.node.remove_bufs(request)?;
         let queue = state.queues.of_mut(asked.buf_type);
         queue.removed(&asked);
-        if queue.imports.is_some() && !self.has_buffers(queue, asked.buf_type) {
+        if queue.passed.is_some() && !self.has_buffers(queue, asked.buf_type) {
             // The next CREATE_BUFS may be for another memory.
-            queue.imports = None;
-            queue.core.serves_no_imports();
+            queue.passed = None;
+            queue.core.passes_no_more();
         }
         Ok(())
     }

@@ -44,7 +44,7 @@ struct Dequeued {
 }
 
 enum Bytes {
-    /// An OUTPUT buffer, or the client's own dma-buf.
+    /// An OUTPUT buffer, or one of a queue that is passed.
     None,
     /// Plane by plane, each its own way.
     Served(Vec<Delivery>, Served),
@@ -123,10 +123,10 @@ impl Session {
         device.planes.truncate(asked.planes.len());
         self.node.buffer_ioctl(QueueOp::Dqbuf, &mut device)?;
         let index = device.head.index;
-        if let Some(imports) = &mut queue.imports {
-            imports.dequeued(index);
+        if let Some(passed) = &mut queue.passed {
+            passed.dequeued(index);
             return Ok(Dequeued {
-                reply: imports.reply(&device, asked),
+                reply: passed.reply(&device, asked),
                 bytes: Bytes::None,
             });
         }

@@ -14,7 +14,7 @@ mod dequeue;
 mod device;
 mod events;
 mod export;
-mod imports;
+mod passed;
 mod planes;
 mod poll;
 mod proof;
@@ -34,6 +34,7 @@ use vidcompat_proto::Errno;
 use vidcompat_proto::abi::ClientAbi;
 use vidcompat_proto::abi::v4l2::{V4l2Buffer, buf_type};
 use vidcompat_proto::ioctl::{Policy, QueueOp, Row};
+use vidcompat_proto::queue::Help;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::backend::v4l2::RealNode;
@@ -45,6 +46,7 @@ use events::EventQueue;
 use poll::PollWait;
 use queues::Queues;
 use read::FrameReader;
+use shim::Exported;
 use write::FrameWriter;
 
 pub use device::{Device, DeviceOptions};
@@ -71,8 +73,8 @@ pub struct Requester {
     pub tid: u32,
     /// The layout of what it passes by pointer: arrays, and pointers in them. The struct itself is native already.
     pub abi: ClientAbi,
-    /// The call comes through the client shim.
-    pub shim: bool,
+    /// What it has beside the node.
+    pub help: Help,
 }
 
 /// Who calls, and how: enough to find out whether the file is in non-blocking mode.
@@ -109,6 +111,9 @@ pub struct Session {
     flags: Mutex<FileFlags>,
     /// O_NONBLOCK of the open: what counts where the flag cannot be read.
     opened_nonblocking: bool,
+    /// O_ACCMODE of the open.
+    access_mode: libc::c_int,
+    exported: Exported,
 }
 
 impl Session {
@@ -137,6 +142,8 @@ impl Session {
             looks: AtomicU64::new(0),
             flags: Mutex::default(),
             opened_nonblocking: flags & libc::O_NONBLOCK != 0,
+            access_mode: flags & libc::O_ACCMODE,
+            exported: Exported::default(),
         });
         let weak = Arc::downgrade(&session);
         let watch = Watch::start(device.runtime(), descriptor, move |what| {
@@ -244,6 +251,7 @@ impl Session {
             Policy::Array => self.array_ioctl(row, argument, who),
             Policy::Window => self.window_ioctl(row, argument, who),
             Policy::Controls => self.ext_controls(row, argument, who),
+            Policy::Expbuf => with(argument, |request| self.expbuf(request, who.help)).map(|()| 0),
             Policy::Queue(op) => self.queue_ioctl(op, argument, who).map(|()| 0),
             // These wait: `dequeue_event` and `seek`.
             Policy::Dqevent | Policy::Seek => Err(Errno::ENOTTY),
@@ -252,8 +260,8 @@ impl Session {
 
     fn queue_ioctl(&self, op: QueueOp, argument: &mut [u8], who: Requester) -> Result<(), Errno> {
         match op {
-            QueueOp::Reqbufs => with(argument, |request| self.reqbufs(request, who.tid)),
-            QueueOp::CreateBufs => with(argument, |request| self.create_bufs(request, who.tid)),
+            QueueOp::Reqbufs => with(argument, |request| self.reqbufs(request, who)),
+            QueueOp::CreateBufs => with(argument, |request| self.create_bufs(request, who)),
             QueueOp::RemoveBufs => with(argument, |request| self.remove_bufs(request)),
             QueueOp::Querybuf | QueueOp::Qbuf | QueueOp::PrepareBuf => {
                 with(argument, |head: &mut V4l2Buffer| {

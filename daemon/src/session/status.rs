@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use vidcompat_proto::abi::v4l2::{PlanarBuffer, buf_flag};
 use vidcompat_proto::ioctl::QueueOp;
 
+use super::passed::Passed;
 use super::queues::{QueueState, Slot};
 use super::serve::{How, Way};
 use super::{Session, State};
@@ -40,8 +41,8 @@ impl Session {
     }
 
     fn queue_status(&self, queue: &QueueState) -> Option<model::Queue> {
-        let imports = queue.imports.is_some();
-        if queue.core.is_empty() && !imports {
+        let passed = queue.passed.as_ref().map(Passed::memory_name);
+        if queue.core.is_empty() && passed.is_none() {
             return None;
         }
         let buf_type = queue.core.buf_type();
@@ -52,7 +53,7 @@ impl Session {
         };
         Some(model::Queue {
             buf_type: model::type_name(buf_type),
-            memory: if imports { "DMABUF" } else { "USERPTR" }.to_owned(),
+            memory: passed.unwrap_or("USERPTR").to_owned(),
             provider: queue.provider.map(|provider| provider.to_string()),
             streaming: queue.core.is_streaming(),
             importer: queue.importer.map(|importer| importer.to_string()),

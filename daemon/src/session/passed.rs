@@ -1,5 +1,6 @@
-//! Dma-bufs that the client brings itself: `V4L2_MEMORY_DMABUF`. The device's queue is what the client sees; only the
-//! numbers of the fds mean something else here than there.
+//! Queues that the device has as the client sees them: of dma-bufs that the client brings itself (`V4L2_MEMORY_DMABUF`),
+//! where only the numbers of the fds mean something else here than there, and, for a client with the shim, of the device's
+//! own buffers (`V4L2_MEMORY_MMAP`).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -16,9 +17,16 @@ use crate::client::BlockedThread;
 /// No fd: the driver answers as for one that the client does not have.
 const NO_FD: u32 = u32::MAX;
 
-/// The dma-bufs of a queue, by index of the buffer.
-#[derive(Debug, Default)]
-pub(super) struct Imports(BTreeMap<u32, Imported>);
+/// What we know of such a queue.
+#[derive(Debug)]
+pub(super) struct Passed {
+    /// `V4L2_MEMORY_*`
+    memory: u32,
+    /// No buffer has a higher index, nor this.
+    end: u32,
+    /// Dma-bufs by index of the buffer.
+    imported: BTreeMap<u32, Imported>,
+}
 
 /// What the client has given for a buffer last. Our fds stay open as long, so that a number that the driver repeats has
 /// one meaning.
@@ -43,24 +51,47 @@ impl Plane {
     }
 }
 
-/// Of an fd only the low half of the union counts.
-const fn fd_of(m: u64) -> u32 {
+/// Of an fd or an offset only the low half of the union counts.
+const fn low_half(m: u64) -> u32 {
     (m & 0xffff_ffff) as u32
 }
 
-impl Imports {
+impl Passed {
+    pub(super) fn new(memory: u32, count: u32) -> Self {
+        Self {
+            memory,
+            end: count,
+            imported: BTreeMap::new(),
+        }
+    }
+
+    /// There are buffers up to `end` now.
+    pub(super) fn created(&mut self, end: u32) {
+        self.end = self.end.max(end);
+    }
+
+    /// For people.
+    pub(super) fn memory_name(&self) -> &'static str {
+        if self.memory == memory::MMAP { "MMAP" } else { "DMABUF" }
+    }
+
+    /// The indices that buffers of the device's own may have.
+    pub(super) fn mmap_indices(&self) -> Range<u32> {
+        0..if self.memory == memory::MMAP { self.end } else { 0 }
+    }
+
     pub(super) fn removed(&mut self, indices: Range<u32>) {
-        self.0.retain(|index, _| !indices.contains(index));
+        self.imported.retain(|index, _| !indices.contains(index));
     }
 
     pub(super) fn streamoff(&mut self) {
-        for imported in self.0.values_mut() {
+        for imported in self.imported.values_mut() {
             imported.prepared = false;
         }
     }
 
     pub(super) fn dequeued(&mut self, index: u32) {
-        if let Some(imported) = self.0.get_mut(&index) {
+        if let Some(imported) = self.imported.get_mut(&index) {
             imported.prepared = false;
         }
     }
@@ -69,15 +100,19 @@ impl Imports {
     pub(super) fn reply(&self, device: &PlanarBuffer, asked: &PlanarBuffer) -> PlanarBuffer {
         let mut planes = Queue::planes_of(device, asked);
         let described = device.described().len();
-        let known = self.0.get(&device.head.index);
+        let known = self.imported.get(&device.head.index);
         for (at, plane) in planes.iter_mut().take(described).enumerate() {
             let given = known.and_then(|imported| imported.planes.get(at));
-            let client_fd = given
-                .filter(|given| given.number() == fd_of(plane.m))
-                .map_or(0, |given| given.client_fd);
+            let offset_or_fd = if self.memory == memory::MMAP {
+                low_half(plane.m)
+            } else {
+                given
+                    .filter(|given| given.number() == low_half(plane.m))
+                    .map_or(0, |given| given.client_fd)
+            };
             // The other half of the union is the caller's, and stays.
             let rest = asked.planes.get(at).map_or(0, |asked| asked.m & !0xffff_ffff);
-            plane.m = rest | u64::from(client_fd);
+            plane.m = rest | u64::from(offset_or_fd);
         }
         PlanarBuffer {
             head: V4l2Buffer {
@@ -90,8 +125,8 @@ impl Imports {
 }
 
 impl Session {
-    /// QBUF or PREPARE_BUF of a buffer with dma-bufs of the client's.
-    pub(super) fn give_import(
+    /// QBUF or PREPARE_BUF of a buffer of such a queue.
+    pub(super) fn give_passed(
         &self,
         op: QueueOp,
         asked: &PlanarBuffer,
@@ -103,8 +138,8 @@ impl Session {
         }
         let brought = || {
             let plane = |plane: &V4l2Plane| Plane {
-                client_fd: fd_of(plane.m),
-                ours: caller.dma_buf(fd_of(plane.m).cast_signed()),
+                client_fd: low_half(plane.m),
+                ours: caller.dma_buf(low_half(plane.m).cast_signed()),
             };
             asked.planes.iter().map(plane).collect::<Vec<_>>()
         };
@@ -116,11 +151,14 @@ impl Session {
         };
         let mut state = self.lock();
         let queue = state.queues.of_mut(head.buf_type);
-        let Some(imports) = &mut queue.imports else {
+        let Some(passed) = &mut queue.passed else {
             // Another thread has called REQBUFS meanwhile.
             return Err(Errno::EINVAL);
         };
         let mut device = Queue::without_references(asked);
+        if head.memory == memory::MMAP {
+            device.head.flags |= head.flags & (buf_flag::NO_CACHE_CLEAN | buf_flag::NO_CACHE_INVALIDATE);
+        }
         for (plane, brought) in device.planes.iter_mut().zip(&brought) {
             plane.m = u64::from(brought.number());
         }
@@ -136,14 +174,14 @@ impl Session {
         };
         // An index that no buffer has leaves nothing behind.
         if taken {
-            let imported = imports.0.entry(head.index).or_default();
+            let imported = passed.imported.entry(head.index).or_default();
             if !imported.prepared {
                 imported.planes = std::mem::take(&mut brought);
                 imported.prepared = true;
             }
         }
         outcome?;
-        Ok(imports.reply(&device, asked))
+        Ok(passed.reply(&device, asked))
     }
 
     /// We carry no requests: what a queue without them says, after its other checks.
@@ -151,7 +189,7 @@ impl Session {
         let mut now = PlanarBuffer::blank(asked.head.buf_type, asked.head.index);
         let known = self.node.buffer_ioctl(QueueOp::Querybuf, &mut now).is_ok();
         let queued = now.head.flags & (buf_flag::QUEUED | buf_flag::DONE) != 0;
-        if op == QueueOp::PrepareBuf || !known || queued || asked.head.memory != memory::DMABUF {
+        if op == QueueOp::PrepareBuf || !known || queued || asked.head.memory == memory::USERPTR {
             Errno::EINVAL
         } else {
             Errno::EBADR
