@@ -33,6 +33,7 @@ mod read;
 mod readiness;
 mod resolve_matrix;
 mod sharing;
+mod shim32;
 mod signals;
 mod verdicts;
 mod write;
@@ -57,6 +58,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             injected::TESTS,
             programs::TESTS,
             programs32::TESTS,
+            shim32::TESTS,
             fallback::TESTS,
             readiness::TESTS,
             kill_loop::TESTS,
@@ -78,6 +80,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             nodes::M2M_TESTS,
             m2m::TESTS,
             programs32::M2M,
+            shim32::M2M,
             programs::OUTPUT_TESTS,
             loopback::TESTS,
             compliance::M2M,
