@@ -12,7 +12,7 @@ use crate::daemon;
 use crate::nodes::named;
 use crate::picture::Picture;
 use crate::report::{equal, figure};
-use crate::setup::{CONTIG, Test, VMALLOC};
+use crate::setup::{CONTIG, Test, VMALLOC, both_real};
 use crate::video::{Node, Side, ours, real};
 
 /// For the set `cameras`.
@@ -85,8 +85,8 @@ fn capture(program: &str, node: Node, memory: &str) -> anyhow::Result<Vec<u8>> {
         (Some("v4l2"), _) => vec!["-d", &path, &stream, &frames, &to],
         (Some("yavta"), "user") => [&["-u"], &yavta[..]].concat(),
         (Some("yavta"), _) => yavta.to_vec(),
-        (Some("mmap_capture"), "export") => vec!["-d", &path, "-e", "-o", FILE],
-        _ => vec!["-d", &path, "-o", FILE],
+        (Some("mmap_capture"), "export") => vec!["-d", &path, "-n", "6", "-e", "-o", FILE],
+        _ => vec!["-d", &path, "-n", "6", "-o", FILE],
     };
     let (lines, bytes) = outcome(program, node, &arguments)?;
     ensure!(
@@ -104,7 +104,8 @@ fn all_are_the_picture(programs: &[(&str, &str)]) -> anyhow::Result<()> {
         for number in [VMALLOC, CONTIG] {
             for node in [real(number), ours(number)] {
                 // The real dma-contig camera takes no user pointers.
-                if *memory == "user" && node == real(CONTIG) {
+                let is_real = node.side == Side::Real || both_real();
+                if *memory == "user" && number == CONTIG && is_real {
                     continue;
                 }
                 let frames = capture(program, node, memory)?;
