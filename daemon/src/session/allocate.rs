@@ -14,9 +14,9 @@ use vidcompat_proto::abi::v4l2::{
 use vidcompat_proto::ioctl::{QueueOp, queue_row};
 use vidcompat_proto::queue::{Backing, Queue};
 
-use super::{Requester, Session};
 use super::passed::Passed;
 use super::queues::{QueueState, Slot, cpu_use};
+use super::{Requester, Session};
 use crate::client::Client;
 use crate::memory::{BounceBuffer, Charge, OverBudget, Provider};
 use crate::resolve::Importer;

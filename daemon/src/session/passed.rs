@@ -72,7 +72,11 @@ impl Passed {
 
     /// For people.
     pub(super) fn memory_name(&self) -> &'static str {
-        if self.memory == memory::MMAP { "MMAP" } else { "DMABUF" }
+        if self.memory == memory::MMAP {
+            "MMAP"
+        } else {
+            "DMABUF"
+        }
     }
 
     /// The indices that buffers of the device's own may have.

@@ -59,7 +59,10 @@ struct Protection {
 impl Protection {
     /// `vb2_mmap` (videobuf2-core.c:2470): shared only; what a device writes must be readable, what it reads writable.
     fn suits(self, buf_type: u32) -> bool {
-        let shared = matches!(self.flags & libc::MAP_TYPE, libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE);
+        let shared = matches!(
+            self.flags & libc::MAP_TYPE,
+            libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE
+        );
         let needed = if buf_type::is_output(buf_type) {
             libc::PROT_WRITE
         } else {

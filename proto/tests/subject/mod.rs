@@ -5,7 +5,7 @@ use vidcompat_proto::Errno;
 use vidcompat_proto::abi::v4l2::{
     PlanarBuffer, V4l2CreateBuffers, V4l2RemoveBuffers, V4l2RequestBuffers, buf_flag, memory,
 };
-use vidcompat_proto::queue::{Help, Acquire, Backing, Claim, ClientKey, Delivery, Next, Queue};
+use vidcompat_proto::queue::{Acquire, Backing, Claim, ClientKey, Delivery, Help, Next, Queue};
 
 use crate::script::SLOT_SIZE;
 use crate::vb2_model::{FileId, UserMemory, Vb2Model};

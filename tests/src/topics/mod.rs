@@ -33,6 +33,9 @@ mod read;
 mod readiness;
 mod resolve_matrix;
 mod sharing;
+mod shim_mmap;
+mod shim_programs;
+mod shim_versions;
 mod signals;
 mod verdicts;
 mod write;
@@ -92,6 +95,13 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             over_time::TESTS,
             pinning::TESTS,
             attacks::TESTS,
+            kernel_log::TESTS,
+        ],
+        Set::Shim => &[
+            shim_programs::TESTS,
+            shim_mmap::TESTS,
+            compliance::SHIM,
+            shim_versions::TESTS,
             kernel_log::TESTS,
         ],
         Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],
