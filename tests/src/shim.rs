@@ -87,7 +87,7 @@ impl Seat {
         Self {
             name: "through vidcompat run",
             path: node.real(),
-            before: ["vidcompat", "run", "--"].map(String::from).to_vec(),
+            before: ["vidcompat", "run", "--quiet", "--"].map(String::from).to_vec(),
         }
     }
 

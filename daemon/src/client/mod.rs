@@ -84,6 +84,12 @@ impl BlockedThread {
         maps::each_covering(&self.client.maps, range, each)
     }
 
+    /// Is any of `range` locked into memory (mlock)? Where that cannot be told, it is.
+    #[must_use]
+    pub fn is_locked(&self, range: std::ops::Range<u64>) -> bool {
+        maps::is_locked(self.tid, range).unwrap_or(true)
+    }
+
     /// Is what maps `range` still the mapping that was seen `before`?
     pub fn still_has(&self, range: std::ops::Range<u64>, before: &Vma) -> bool {
         let walked = maps::each_unnamed(&self.client.maps, range, |vma| {

@@ -131,6 +131,7 @@ impl VideoNode {
     fn release(&self, fh: u64, reply: Reply<ForRelease>) {
         let open = self.sessions().remove(&fh);
         if let Some(open) = open {
+            self.shims.ended(&open.session);
             open.session.close();
         }
         reply.released();

@@ -5,6 +5,7 @@
 //! STREAMOFF. A dma-contig queue without an IOMMU refuses scattered memory there (EFAULT), and the device's own MMAP
 //! buffers serve instead. Nothing is streaming or queued at that time, so nobody can notice.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vidcompat_proto::Errno;
@@ -490,8 +491,8 @@ impl Session {
                     tracing::warn!(device = %self.device.path().display(), %error, "no memory for a buffer");
                     Unserved::Short(index)
                 })?;
-                if let Some(Err(error)) = made.dma_buf().map(|dma_buf| self.device.own().add(dma_buf)) {
-                    tracing::debug!(%error, "a buffer of ours will not be known again");
+                if let Some(dma_buf) = made.dma_buf() {
+                    self.know_again(dma_buf);
                 }
                 Ok(made)
             }
@@ -509,6 +510,35 @@ impl Session {
                     })
             }
         }
+    }
+
+    /// Behind a client's pointer this dma-buf will be found to be ours.
+    pub(super) fn know_again(&self, dma_buf: &Arc<OwnedFd>) {
+        if let Err(error) = self.device.own().add(dma_buf) {
+            tracing::debug!(%error, "a buffer of ours will not be known again");
+        }
+    }
+
+    /// Other memory for buffer `index`, whose own is lent.
+    pub(super) fn another_slot(
+        &self,
+        queue: &mut QueueState,
+        buf_type: u32,
+        index: u32,
+        client: &Client,
+    ) -> Result<(), Errno> {
+        let provider = queue.provider.ok_or(Errno::ENOMEM)?;
+        let described = self.query(buf_type, index)?;
+        let mut planes = Vec::new();
+        for plane in described.described() {
+            let charge = self.charge(client, plane.length).map_err(|_| Errno::ENOMEM)?;
+            let made = self.make_plane(plane, buf_type, provider, charge, index);
+            planes.push(made.map_err(|_| Errno::ENOMEM)?);
+        }
+        if let Some(slot) = queue.slots.get_mut(&index) {
+            slot.planes = Some(Arc::new(planes));
+        }
+        Ok(())
     }
 
     fn charge(&self, client: &Client, length: u32) -> Result<Charge, OverBudget> {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::v4l2::{PlanarBuffer, V4l2Plane, V4l2RemoveBuffers, buf_type};
 use vidcompat_proto::ioctl::QueueOp;
-use vidcompat_proto::queue::{Acquire, Claim, Next, Queue};
+use vidcompat_proto::queue::{Acquire, Claim, Help, Next, Queue};
 
+use super::adoption::{Before, Given};
 use super::proof::Proven;
 use super::queues::{QueueState, Slot, access};
 use super::serve::{Counters, How, Way};
@@ -42,6 +43,8 @@ struct Behold {
     refused: Vec<String>,
     proven: Arc<Proven>,
     recent: VecDeque<Arc<Way>>,
+    /// Planes of `bounce` that are lent to a client: nothing of another pointer's goes there.
+    lent: Vec<usize>,
 }
 
 impl Session {
@@ -118,6 +121,7 @@ impl Session {
                     refused: queue.refused.clone(),
                     proven: Arc::clone(&queue.proven),
                     recent: queue.recent.clone(),
+                    lent: queue.planes_lent(index),
                 };
                 let owner = match step.new.is_empty() {
                     true => queue.slots.get(&index).and_then(|slot| slot.client.clone()),
@@ -139,6 +143,25 @@ impl Session {
                     return Err(errno);
                 }
             };
+            let given = Given {
+                index,
+                buf_type,
+                ways: &ways,
+                is_new: !step.new.is_empty(),
+                has_shim: who.help == Help::Shim,
+                obstacle,
+                caller: &caller,
+            };
+            match self.before_giving(queue, &given) {
+                Before::Nothing => {}
+                Before::LookAgain => continue,
+                Before::Fail(errno) => return Err(errno),
+                Before::MakeImporting => {
+                    drop((ways, bounce));
+                    obstacle = self.make_importing(state, buf_type, who.tid);
+                    continue;
+                }
+            }
             let imports = ways.iter().any(|way| way.backing().is_some());
             if imports && queue.provider == Some(Provider::Exporter) {
                 drop((ways, bounce));
@@ -256,6 +279,11 @@ impl Session {
             return Ok(ways);
         };
         let client = owner.unwrap_or(caller.client());
+        let is_lent = |(at, way): (usize, &Arc<Way>)| way.backing().is_none() && behold.lent.contains(&at);
+        if ways.iter().enumerate().any(is_lent) {
+            // There will be another look, with other memory.
+            return Ok(ways);
+        }
         for (way, plane) in ways
             .iter()
             .zip(bounce.iter())

@@ -97,6 +97,9 @@ impl Session {
                     .zip(fds)
                     .map(|(plane, fd)| BounceBuffer::exported(plane, fd))
                     .collect();
+                for dma_buf in planes.iter().filter_map(BounceBuffer::dma_buf) {
+                    self.know_again(dma_buf);
+                }
                 let slot = Slot {
                     planes: Some(Arc::new(planes)),
                     ..slot

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::v4l2::{PlanarBuffer, V4l2Buffer, V4l2Plane, buf_flag, memory};
@@ -22,6 +23,8 @@ const NO_FD: u32 = u32::MAX;
 pub(super) struct Passed {
     /// `V4L2_MEMORY_*`
     memory: u32,
+    /// Never used for another queue.
+    id: u64,
     /// No buffer has a higher index, nor this.
     end: u32,
     /// Dma-bufs by index of the buffer.
@@ -58,8 +61,10 @@ const fn low_half(m: u64) -> u32 {
 
 impl Passed {
     pub(super) fn new(memory: u32, count: u32) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
             memory,
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
             end: count,
             imported: BTreeMap::new(),
         }
@@ -68,6 +73,11 @@ impl Passed {
     /// There are buffers up to `end` now.
     pub(super) fn created(&mut self, end: u32) {
         self.end = self.end.max(end);
+    }
+
+    /// Names this queue.
+    pub(super) fn id(&self) -> u64 {
+        self.id
     }
 
     /// For people.

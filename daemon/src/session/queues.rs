@@ -7,6 +7,7 @@ use std::sync::Arc;
 use vidcompat_proto::abi::v4l2::{V4l2RemoveBuffers, buf_type};
 use vidcompat_proto::queue::{Backing, Queue};
 
+use super::adoption::Adoption;
 use super::dequeue::Dequeuer;
 use super::passed::Passed;
 use super::proof::Proven;
@@ -58,6 +59,8 @@ pub(super) struct QueueState {
     /// Exporters whose dma-bufs the device has refused although the policy allows them.
     pub(super) refused: Vec<String>,
     pub(super) counters: Arc<Counters>,
+    /// What stands in clients' address spaces.
+    pub(super) adoption: Adoption,
     /// The dma-bufs that frames were seen to arrive in, or not.
     pub(super) proven: Arc<Proven>,
     /// The imports that were given last, for a client that moves its pointers about: at most as many as there are
@@ -78,6 +81,7 @@ impl QueueState {
         self.counters = Arc::default();
         self.proven = Arc::default();
         self.recent.clear();
+        self.adoption = Adoption::default();
     }
 
     /// The device has taken a buffer that is served so.

@@ -3,16 +3,16 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::v4l2::{PlanarBuffer, V4l2ExportBuffer, buf_type};
 use vidcompat_proto::ioctl::QueueOp;
 use vidcompat_proto::queue::Help;
-use vidcompat_proto::shim::{Move, Outcome};
 
 use super::Session;
 use crate::backend::v4l2::RealNode;
+use crate::resolve::{Export, Exports};
 
 /// Exported buffers that wait to be fetched: each EXPBUF is followed by its fetch, one for each thread that calls.
 const MOST_WAITING: usize = 32;
@@ -103,7 +103,7 @@ impl Session {
     /// # Errors
     /// What mmap on the real node says.
     pub fn map_for_shim(
-        &self,
+        self: &Arc<Self>,
         offset: u64,
         length: u64,
         prot: u32,
@@ -117,19 +117,32 @@ impl Session {
             flags: flags.cast_signed(),
         };
         let state = self.lock();
-        let (request, size) = state
+        let (request, size, queue) = state
             .queues
             .each()
             .into_iter()
-            .filter_map(|queue| Some((queue.core.buf_type(), queue.passed.as_ref()?.mmap_indices())))
-            .find_map(|(buf_type, indices)| self.plane_at(buf_type, indices, offset))
+            .find_map(|queue| {
+                let passed = queue.passed.as_ref()?;
+                let (request, size) = self.plane_at(queue.core.buf_type(), passed.mmap_indices(), offset)?;
+                Some((request, size, passed.id()))
+            })
             .ok_or(Errno::EINVAL)?;
         let pages = u64::from(size).next_multiple_of(4096);
         if !wanted.suits(request.buf_type) || length > pages {
             return Err(Errno::EINVAL);
         }
         match self.node.export(&request) {
-            Ok(fd) => Ok((fd, 0)),
+            Ok(fd) => {
+                let exports: Weak<dyn Exports> = Arc::<Self>::downgrade(self);
+                if let Err(error) = self
+                    .device
+                    .own()
+                    .add_export(&fd, exports, Export { request, queue })
+                {
+                    tracing::debug!(%error, "a buffer of ours will not be known again");
+                }
+                Ok((fd, 0))
+            }
             // v4l2loopback. Its buffers belong to the device and not to a file.
             Err(Errno::ENOTTY) => {
                 let node = RealNode::open(self.device.path(), self.access_mode)
@@ -173,17 +186,26 @@ impl Session {
     pub fn fetch_for_shim(&self, ticket: u32) -> Result<(OwnedFd, bool), Errno> {
         self.exported.take(ticket).ok_or(Errno::ENOENT)
     }
+}
 
-    /// What process `pid` is to move before its QBUF, with the dma-buf of an adoption.
-    pub fn next_move(&self, _pid: i32) -> Option<(Move, Option<OwnedFd>)> {
-        None
+impl Exports for Session {
+    fn export_again(&self, export: &Export) -> Option<OwnedFd> {
+        let state = self.lock();
+        let queue = state.queues.of(export.request.buf_type);
+        queue
+            .passed
+            .as_ref()
+            .filter(|passed| passed.id() == export.queue)?;
+        let request = V4l2ExportBuffer {
+            flags: libc::O_RDWR.cast_unsigned(),
+            ..export.request
+        };
+        self.node.export(&request).ok()
     }
+}
 
-    /// What came of a move of process `pid`.
-    pub fn moved(&self, _pid: i32, _client_addr: u64, _length: u64, _outcome: Outcome) {}
-
-    /// Is what process `pid` has at `client_addr` one of the buffers of this session?
-    pub fn is_lent(&self, _pid: i32, _client_addr: u64, _length: u64) -> bool {
-        false
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a session of {}", self.device.path().display())
     }
 }

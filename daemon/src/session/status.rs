@@ -49,9 +49,12 @@ impl Session {
         let buffer = |(index, slot): (&u32, &Slot)| model::Buffer {
             index: *index,
             state: self.buffer_state(buf_type, *index).to_owned(),
-            planes: slot.ways.iter().map(|way| plane_status(way)).collect(),
+            planes: slot.ways.iter().map(|way| plane_status(queue, way)).collect(),
         };
+        let (adopted, not_adopted) = queue.adoption.told();
         Some(model::Queue {
+            adopted,
+            not_adopted,
             buf_type: model::type_name(buf_type),
             memory: passed.unwrap_or("USERPTR").to_owned(),
             provider: queue.provider.map(|provider| provider.to_string()),
@@ -77,8 +80,9 @@ impl Session {
     }
 }
 
-fn plane_status(way: &Way) -> model::Plane {
+fn plane_status(queue: &QueueState, way: &Way) -> model::Plane {
     let (how, why) = match &way.how {
+        How::Import(_) if queue.adoption.has(&way.claim) => (model::How::Adopted, None),
         How::Import(_) => (model::How::Imported, None),
         How::Copy { why, .. } => (model::How::Copied, Some(why.clone())),
     };

@@ -19,9 +19,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("shim_mmap::on_a_multi_planar_camera", || {
         on(2, Kind::VideoCapture)
     }),
-    ("shim_mmap::on_a_multi_planar_output", || {
-        on(2, Kind::VideoOutput)
-    }),
+    ("shim_mmap::on_a_multi_planar_output", || on(2, Kind::VideoOutput)),
     ("shim_mmap::on_vim2m", || play(&nodes::named("vim2m")?)),
 ];
 

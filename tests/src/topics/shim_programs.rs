@@ -13,8 +13,7 @@ use super::programs::{gst_words, snapshot};
 use crate::client::{AT_ONCE, run};
 use crate::daemon;
 use crate::nodes::{self, Found, Kind, vivid};
-use crate::report::figure;
-use crate::setup::{Test, is_6_1, is_long};
+use crate::setup::Test;
 use crate::shim::Seat;
 
 pub const TESTS: &[(&str, Test)] = &[
@@ -42,13 +41,17 @@ pub const TESTS: &[(&str, Test)] = &[
         "shim_programs::gstreamer_gives_a_cameras_buffers_to_an_output",
         gst_import,
     ),
-    ("shim_programs::opencv", opencv),
-    ("shim_programs::vlc_as_an_ordinary_user", vlc),
     (
         "shim_programs::zbarcam_reads_a_barcode_from_v4l2loopback",
         zbarcam,
     ),
     ("shim_programs::with_other_libraries_preloaded", preloads),
+];
+
+/// Those that an emulated processor takes long to load: not on every kernel, but for long runs.
+pub const HEAVY: &[(&str, Test)] = &[
+    ("shim_programs::opencv", opencv),
+    ("shim_programs::vlc_as_an_ordinary_user", vlc),
 ];
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -182,7 +185,7 @@ fn alike(native: &Outcome, served: &Outcome) -> anyhow::Result<()> {
 
 /// What ours is reached through.
 fn served(node: &Found) -> anyhow::Result<Seat> {
-    Seat::preloaded(node)
+    Ok(Seat::run(node))
 }
 
 /// Makes calls on a node and on ours.
@@ -367,9 +370,6 @@ with open(sys.argv[2], 'wb') as file:
 
 /// Python takes 12 seconds to load it: on one kernel.
 fn opencv() -> anyhow::Result<()> {
-    if is_6_1() && !is_long() {
-        return Ok(figure("OpenCV: on 6.1 only with --long"));
-    }
     let script = "/tmp/shim-opencv.py";
     fs::write(script, OPENCV)?;
     let call = format!("/usr/bin/python3 {script} NODE FILE");
@@ -382,9 +382,6 @@ fn opencv() -> anyhow::Result<()> {
 
 /// It does not end by itself: it is told to when it has shown enough.
 fn vlc() -> anyhow::Result<()> {
-    if is_6_1() && !is_long() {
-        return Ok(figure("VLC: on 6.1 only with --long"));
-    }
     daemon::shared()?;
     let node = vivid(0, Kind::VideoCapture)?;
     for path in [node.real(), node.ours()] {
