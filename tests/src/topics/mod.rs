@@ -34,11 +34,14 @@ mod readiness;
 mod resolve_matrix;
 mod sharing;
 mod shim32;
+mod shim_mmap;
+mod shim_programs;
+mod shim_versions;
 mod signals;
 mod verdicts;
 mod write;
 
-use crate::setup::{Set, Test};
+use crate::setup::{Set, Test, is_6_1, is_long};
 
 /// The tests for these devices, in the order in which they run.
 pub fn all(set: Set) -> Vec<(&'static str, Test)> {
@@ -95,6 +98,18 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             over_time::TESTS,
             pinning::TESTS,
             attacks::TESTS,
+            kernel_log::TESTS,
+        ],
+        Set::Shim => &[
+            shim_programs::TESTS,
+            if is_6_1() && !is_long() {
+                &[]
+            } else {
+                shim_programs::HEAVY
+            },
+            shim_mmap::TESTS,
+            compliance::SHIM,
+            shim_versions::TESTS,
             kernel_log::TESTS,
         ],
         Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],
