@@ -82,6 +82,11 @@ impl Passed {
         self.id
     }
 
+    /// Is nothing in `head` a file of the client's?
+    pub(super) fn needs_no_caller(&self, head: &V4l2Buffer) -> bool {
+        self.memory == memory::MMAP && head.flags & buf_flag::REQUEST_FD == 0
+    }
+
     /// For people.
     pub(super) fn memory_name(&self) -> &'static str {
         if self.memory == memory::MMAP {
@@ -142,12 +147,12 @@ impl Passed {
 }
 
 impl Session {
-    /// QBUF or PREPARE_BUF of a buffer of such a queue.
+    /// QBUF or PREPARE_BUF of a buffer of such a queue. `caller` may be missing where [`Passed::needs_no_caller`].
     pub(super) fn give_passed(
         &self,
         op: QueueOp,
         asked: &PlanarBuffer,
-        caller: &BlockedThread,
+        caller: Option<&BlockedThread>,
     ) -> Result<PlanarBuffer, Errno> {
         let head = &asked.head;
         let in_request = head.flags & buf_flag::REQUEST_FD != 0;
@@ -156,12 +161,12 @@ impl Session {
         }
         // What is no request is -1 to the driver, which says so.
         let request = caller
-            .request(head.request_fd.cast_signed())
-            .filter(|_| in_request);
+            .filter(|_| in_request)
+            .and_then(|caller| caller.request(head.request_fd.cast_signed()));
         let brought = || {
             let plane = |plane: &V4l2Plane| Plane {
                 client_fd: low_half(plane.m),
-                ours: caller.dma_buf(low_half(plane.m).cast_signed()),
+                ours: caller.and_then(|caller| caller.dma_buf(low_half(plane.m).cast_signed())),
             };
             asked.planes.iter().map(plane).collect::<Vec<_>>()
         };
