@@ -83,7 +83,7 @@ impl Session {
             })?;
         }
         request.count = device.count;
-        request.capabilities = Queue::capabilities(device.capabilities, who.help);
+        request.capabilities = Queue::capabilities(device.capabilities, request.memory, who.help);
         request.flags = device.flags;
         request.reserved = [0; 3];
         Ok(())
@@ -156,7 +156,7 @@ impl Session {
         }
         *request = V4l2CreateBuffers {
             memory: asked.memory,
-            capabilities: Queue::capabilities(device.capabilities, who.help),
+            capabilities: Queue::capabilities(device.capabilities, asked.memory, who.help),
             ..device
         };
         Ok(())

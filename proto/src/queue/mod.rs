@@ -483,12 +483,14 @@ impl Queue {
         described.iter().chain(rest).copied().collect()
     }
 
-    /// The capabilities of a queue as we serve it: USERPTR always, of the rest only what a client can use here.
+    /// The capabilities of a queue as we serve it for `wanted` (`V4L2_MEMORY_*`): USERPTR always, of the rest only what a
+    /// client can use here. Requests are for the device's own buffers only.
     #[must_use]
-    pub fn capabilities(device: u32, help: Help) -> u32 {
-        let not_ours = match help {
-            Help::None => buf_cap::MMAP | buf_cap::REQUESTS | buf_cap::MMAP_CACHE_HINTS,
-            Help::Shim => buf_cap::REQUESTS,
+    pub fn capabilities(device: u32, wanted: u32, help: Help) -> u32 {
+        let not_ours = match (help, wanted) {
+            (Help::None, _) => buf_cap::MMAP | buf_cap::REQUESTS | buf_cap::MMAP_CACHE_HINTS,
+            (Help::Shim, memory::MMAP) => 0,
+            (Help::Shim, _) => buf_cap::REQUESTS,
         };
         (device & !not_ours) | buf_cap::USERPTR
     }

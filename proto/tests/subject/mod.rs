@@ -86,7 +86,7 @@ impl Subject {
         self.core.freed();
         self.served = false;
         self.allocate(request.buf_type, 0, request.count);
-        let capabilities = Queue::capabilities(request.capabilities, Help::None);
+        let capabilities = Queue::capabilities(request.capabilities, request.memory, Help::None);
         *arg = V4l2RequestBuffers {
             memory: memory::USERPTR,
             capabilities,
@@ -107,7 +107,7 @@ impl Subject {
         if request.count > 0 {
             self.allocate(request.format.buf_type, request.index, request.count);
         }
-        let capabilities = Queue::capabilities(request.capabilities, Help::None);
+        let capabilities = Queue::capabilities(request.capabilities, request.memory, Help::None);
         *arg = V4l2CreateBuffers {
             memory: memory::USERPTR,
             capabilities,
