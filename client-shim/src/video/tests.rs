@@ -156,7 +156,7 @@ fn an_exported_buffer_is_fetched_and_its_number_told() {
         assert_eq!(without_allocating(|| fetch(&link, address)), Some(Ok(())));
         let request = std::hint::black_box(request);
         assert_eq!((&request[..4], &request[5..]), (&EXPORTED[..4], &EXPORTED[5..]));
-        let fd = request[4].cast_signed();
+        let fd = c_int::try_from(request[4]).unwrap();
         // SAFETY: the number that we were told.
         let flags = fcntl_getfd(unsafe { BorrowedFd::borrow_raw(fd) }).unwrap();
         assert_eq!(flags.contains(FdFlags::CLOEXEC), close_on_exec);
