@@ -6,7 +6,11 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
+use crate::frontend::shim::LONGEST_PATH;
 use crate::resolve::Rule;
+
+/// Where the shim asks, unless it is told otherwise.
+const SHIM_SOCKET: &str = "/run/vidcompat/shim.sock";
 
 /// Serves V4L2 nodes to programs that use USERPTR.
 #[derive(Clone, Debug, Parser)]
@@ -37,9 +41,10 @@ pub struct Options {
     #[arg(long, value_name = "PATH", default_value = crate::observe::CONTROL)]
     pub control: PathBuf,
 
-    /// Where the client shim asks for what CUSE cannot carry: a unix socket for everybody who can open one of our nodes, or
-    /// `none`.
-    #[arg(long, value_name = "PATH", default_value = "/run/vidcompat/shim.sock")]
+    /// Where the client shim asks for what CUSE cannot carry: a unix socket for everybody who can open one of our nodes,
+    /// or `none`. Where another vidcompatd has it already, this one goes on without, and programs with the shim are
+    /// served as those without.
+    #[arg(long, value_name = "PATH", default_value = SHIM_SOCKET, value_parser = parse_socket)]
     pub shim_socket: PathBuf,
 
     /// Lets page-aligned USERPTR buffers of programs with the shim become the device's own buffers, so that nothing is
@@ -82,11 +87,34 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("`{text}` is too large"))
 }
 
+/// A path that clients with any working directory can connect to, or `none`.
+fn parse_socket(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if text == "none" {
+        Ok(path)
+    } else if !path.is_absolute() {
+        Err("programs have other working directories: the path must begin with `/`".to_owned())
+    } else if text.len() > LONGEST_PATH {
+        Err(format!(
+            "a socket's path has {LONGEST_PATH} bytes at most, and this has {}",
+            text.len()
+        ))
+    } else {
+        Ok(path)
+    }
+}
+
 impl Options {
     /// Where the control socket is to be, if there is to be one.
     #[must_use]
     pub fn control(&self) -> Option<&Path> {
         Some(&*self.control).filter(|path| *path != Path::new("none"))
+    }
+
+    /// Where the shim's socket is to be, if there is to be one.
+    #[must_use]
+    pub fn shim_socket(&self) -> Option<&Path> {
+        Some(&*self.shim_socket).filter(|path| *path != Path::new("none"))
     }
 
     /// The bound for all clients: as given, or a quarter of `/proc/meminfo`'s MemTotal.
@@ -120,6 +148,7 @@ pub fn init_log(format: LogFormat) {
 mod tests {
     use super::{Options, parse_size};
     use clap::{CommandFactory, Parser};
+    use std::path::{Path, PathBuf};
 
     #[test]
     fn the_definition_is_consistent() {
@@ -165,6 +194,27 @@ mod tests {
         assert_eq!(control(&[]).as_deref(), Some("/run/vidcompat/control.sock"));
         assert_eq!(control(&["--control", "/run/a"]).as_deref(), Some("/run/a"));
         assert_eq!(control(&["--control", "none"]), None);
+    }
+
+    #[test]
+    fn the_shims_socket_has_a_place_that_every_program_can_reach() {
+        let parse = |path: &str| {
+            let args = ["vidcompatd", "--device", "/dev/video0", "--shim-socket", path];
+            Options::try_parse_from(args).map(|options| options.shim_socket().map(Path::to_owned))
+        };
+        let default = Options::try_parse_from(["vidcompatd", "--device", "/dev/video0"]).expect("options");
+        assert_eq!(default.shim_socket(), Some(Path::new("/run/vidcompat/shim.sock")));
+        assert_eq!(parse("none").expect("options"), None);
+        let longest = format!("/run/{}", "x".repeat(102));
+        assert_eq!(parse(&longest).expect("107 bytes"), Some(PathBuf::from(&longest)));
+        for (path, reason) in [
+            (format!("{longest}x"), "107 bytes at most, and this has 108"),
+            ("shim.sock".to_owned(), "must begin with `/`"),
+            (String::new(), "must begin with `/`"),
+        ] {
+            let error = parse(&path).expect_err(&path).to_string();
+            assert!(error.contains(reason), "{error}");
+        }
     }
 
     #[test]

@@ -11,13 +11,13 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::claim::{Claim, Kind};
 use crate::cli::Options;
 use crate::cuse::{Channel, InitError, initialize, serve};
 use crate::devices::{SideNode, SideNodeError};
-use crate::frontend::shim::Shims;
+use crate::frontend::shim::{Server, Shims};
 use crate::frontend::video::VideoNode;
 use crate::memory::{Budget, Heap};
-use crate::observe::claim::Claim;
 use crate::observe::control::Control;
 use crate::observe::model;
 use crate::resolve::{OwnBuffers, Policy};
@@ -84,10 +84,12 @@ pub fn run(options: &Options) -> Result<(), ServiceError> {
             budget: Budget::new(options.memory_total(), options.memory_per_client),
             policy: Arc::new(Policy::new(options.imports.clone())),
             own: Arc::new(OwnBuffers::default()),
+            may_adopt: options.adopt,
         };
-        let shims = Shims::new(options.shim_socket.clone(), options.adopt);
         // The real nodes first: what is wrong with one is said before anything was changed.
         let nodes = SideNode::of_all(&options.devices)?;
+        // Before the first program can ask for it.
+        let (shims, _shim_server) = shims(options);
         let mut served = Vec::new();
         let outcome = match start_all(nodes, &device_options, &shims, &report_end, &mut served) {
             Ok(()) => {
@@ -195,6 +197,30 @@ fn device_runtime() -> io::Result<(Handle, oneshot::Sender<()>)> {
     Ok((handle, sender))
 }
 
+/// The shim's socket. The devices matter more: without one they are served all the same, as to programs without shim.
+fn shims(options: &Options) -> (Arc<Shims>, Option<Server>) {
+    let without = || (Shims::new(None, options.adopt), None);
+    let Some(path) = options.shim_socket() else {
+        return without();
+    };
+    let shims = Shims::new(Some(path.to_owned()), options.adopt);
+    let claimed = Claim::new(path, Kind::Shim).map_err(|error| error.to_string());
+    let started = claimed.and_then(|claim| {
+        Server::start(claim, Arc::clone(&shims))
+            .map_err(|error| format!("{} fails ({error})", path.display()))
+    });
+    match started {
+        Ok(server) => (shims, Some(server)),
+        Err(reason) => {
+            tracing::warn!(
+                "programs with the client shim are served as those without: {reason}; --shim-socket gives this daemon a \
+                 socket of its own"
+            );
+            without()
+        }
+    }
+}
+
 /// The control socket. The devices matter more: without one they are served all the same.
 fn control(path: &Path, served: &[Served]) -> Option<Control> {
     let fronts: Vec<_> = served
@@ -221,7 +247,7 @@ fn control(path: &Path, served: &[Served]) -> Option<Control> {
             })
             .collect(),
     };
-    let claimed = Claim::new(path).map_err(|error| error.to_string());
+    let claimed = Claim::new(path, Kind::Control).map_err(|error| error.to_string());
     let started = claimed.and_then(|claim| {
         Control::start(claim, Arc::new(source)).map_err(|error| format!("{} fails ({error})", path.display()))
     });

@@ -24,6 +24,7 @@ fn policy(row: &Row) -> String {
         Policy::Controls => "translated: controls".to_owned(),
         Policy::Dqevent => "passed, waits here".to_owned(),
         Policy::Seek => "passed, waits in the driver".to_owned(),
+        Policy::Expbuf => "with the shim: exported; else refused: EINVAL".to_owned(),
         Policy::Refuse(errno) => format!("refused: {errno}"),
     }
 }

@@ -16,7 +16,7 @@ use v4l2r::ioctl::{Capability, QueryCapError};
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::controls::{CONTROL_ID_MASK, V4l2ExtControl, V4l2QueryExtCtrl};
 use vidcompat_proto::abi::v4l2::{
-    PlanarBuffer, V4l2CreateBuffers, V4l2Format, V4l2RemoveBuffers, V4l2RequestBuffers,
+    PlanarBuffer, V4l2CreateBuffers, V4l2ExportBuffer, V4l2Format, V4l2RemoveBuffers, V4l2RequestBuffers,
 };
 use vidcompat_proto::ioctl::{self, QueueOp, Row};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
@@ -249,8 +249,18 @@ impl RealNode {
     ///
     /// # Errors
     /// What the driver says.
-    pub fn export(&self, buf_type: u32, index: u32, plane: u32) -> io::Result<OwnedFd> {
-        Ok(sys::export_buffer(self, buf_type, index, plane)?)
+    pub fn export(&self, request: &V4l2ExportBuffer) -> Result<OwnedFd, Errno> {
+        sys::export_buffer(self, request).map_err(|errno| Errno::from_raw(errno as i32))
+    }
+
+    /// The file alone, to be given away: only of a node that was opened for that.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn into_file(self) -> io::Result<OwnedFd> {
+        Arc::try_unwrap(self.file)
+            .or_else(|shared| shared.try_clone())
+            .map(OwnedFd::from)
     }
 
     /// Maps a plane of an MMAP buffer for what `cpu` says: `offset` and `len` are what QUERYBUF says.

@@ -1,12 +1,13 @@
 //! The mappings of a client: by `PROCMAP_QUERY` where the kernel has it (6.11), by the text of `/proc/PID/maps`
 //! otherwise.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
+use nix::unistd::Pid;
 
 use crate::sys::{self, MemoryFault, Vma};
 
@@ -132,9 +133,43 @@ impl Read for FromStart<'_> {
     }
 }
 
+/// Is any of `range` locked, in the process of `tid`? `smaps` takes its time, so it is read only where the process has
+/// locked anything at all.
+///
+/// # Errors
+/// What reading `/proc` says.
+pub(super) fn is_locked(tid: Pid, range: Range<u64>) -> io::Result<bool> {
+    let status = fs::read_to_string(format!("/proc/{tid}/status"))?;
+    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:"));
+    if locked.is_some_and(|locked| locked.trim_start().starts_with("0 ")) {
+        return Ok(false);
+    }
+    Ok(has_locked(&fs::read(format!("/proc/{tid}/smaps"))?, &range))
+}
+
+/// Has any mapping in `smaps` that overlaps with `range` the flag `lo`? Names in it may be any bytes.
+fn has_locked(smaps: &[u8], range: &Range<u64>) -> bool {
+    let mut overlaps = false;
+    smaps.split(|byte| *byte == b'\n').any(|line| {
+        let line = String::from_utf8_lossy(line);
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            return overlaps && flags.split_whitespace().any(|flag| flag == "lo");
+        }
+        let bounds = line
+            .split_whitespace()
+            .next()
+            .and_then(|word| word.split_once('-'));
+        let address = |text| u64::from_str_radix(text, 16);
+        if let Some((Ok(start), Ok(end))) = bounds.map(|(start, end)| (address(start), address(end))) {
+            overlaps = start < range.end && range.start < end;
+        }
+        false
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{each_covering_in, parse};
+    use super::{each_covering_in, has_locked, parse};
     use crate::sys::MemoryFault;
 
     const MAPS: &str = "1000-3000 rw-p 00000000 00:00 0 \n3000-4000 r--p 0 00:00 0\n\
@@ -148,6 +183,15 @@ mod tests {
             Ok(())
         });
         (starts, outcome)
+    }
+
+    #[test]
+    fn a_locked_mapping_is_found_where_it_lies_and_not_beside_it() {
+        let smaps = b"1000-3000 rw-p 00000000 00:00 0 \nSize: 8 kB\nVmFlags: rd wr mr mw me ac lo \n\
+            3000-4000 rw-p 0 00:00 0 /x-lo\nVmFlags: rd wr mr\n";
+        assert!(has_locked(smaps, &(0x2000..0x3800)));
+        assert!(!has_locked(smaps, &(0x3000..0x4000)));
+        assert!(!has_locked(smaps, &(0x4000..0x5000)));
     }
 
     #[test]

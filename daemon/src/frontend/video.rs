@@ -12,6 +12,7 @@ use vidcompat_proto::abi::ClientAbi;
 use vidcompat_proto::abi::v4l2::V4l2Buffer;
 use vidcompat_proto::ioc::Command;
 use vidcompat_proto::ioctl::{Policy, QueueOp, Row};
+use vidcompat_proto::queue::Help;
 use vidcompat_proto::shim;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -130,6 +131,7 @@ impl VideoNode {
     fn release(&self, fh: u64, reply: Reply<ForRelease>) {
         let open = self.sessions().remove(&fh);
         if let Some(open) = open {
+            self.shims.ended(&open.session);
             open.session.close();
         }
         reply.released();
@@ -174,7 +176,7 @@ impl VideoNode {
         let who = Requester {
             tid: caller.tid,
             abi: shape.abi(abi),
-            shim: meant.is_some(),
+            help: if meant.is_some() { Help::Shim } else { Help::None },
         };
         let blocking = Blocking {
             who,

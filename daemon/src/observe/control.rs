@@ -5,6 +5,7 @@
 //! time, because a session's lock may be held by a call that hangs in a driver.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -16,8 +17,8 @@ use tokio::sync::{Mutex, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use super::claim::Claim;
 use super::model::Status;
+use crate::claim::Claim;
 
 /// Connections at a time; others wait in the kernel's queue.
 const MOST: usize = 8;
@@ -64,7 +65,7 @@ impl Control {
     /// # Errors
     /// No descriptor is left.
     pub fn start(claim: Claim, source: Source) -> io::Result<Self> {
-        let listener = UnixListener::from_std(claim.listener()?)?;
+        let listener = UnixListener::from_std(claim.as_fd().try_clone_to_owned()?.into())?;
         Ok(Self {
             server: tokio::spawn(serve(listener, source)),
             _claim: claim,
@@ -152,8 +153,8 @@ async fn collect(source: Source, collecting: Arc<Mutex<()>>) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::{Control, Source};
+    use crate::claim::{Claim, Kind};
     use crate::observe::ask::{AskError, status};
-    use crate::observe::claim::Claim;
     use crate::observe::model::tests::sample;
     use std::fs;
     use std::io::{Read, Write};
@@ -178,7 +179,7 @@ mod tests {
             .build()
             .expect("a runtime");
         let outcome = runtime.block_on(async {
-            let claim = Claim::new(&path).expect("a new folder");
+            let claim = Claim::new(&path, Kind::Control).expect("a new folder");
             let _control = Control::start(claim, source).expect("a socket");
             let (sender, receiver) = oneshot::channel();
             let path = path.clone();

@@ -4,7 +4,6 @@
 //! It only looks: nothing here changes what a session does, and nothing of the daemon waits for a person who asks.
 
 pub mod ask;
-pub mod claim;
 pub mod command;
 pub mod control;
 pub mod explain;

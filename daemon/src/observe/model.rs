@@ -3,6 +3,8 @@
 //! Names and reasons are whole strings for people; what programs may want to count is a number or one of few words.
 //! A field that is new is given a default, so that a command and a daemon of two versions understand each other.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// A daemon.
@@ -67,6 +69,12 @@ pub struct Queue {
     /// Since REQBUFS.
     #[serde(default)]
     pub counters: Counters,
+    /// Buffers that were adopted,
+    #[serde(default)]
+    pub adopted: u64,
+    /// and those that were not although the client has the shim, by the reason.
+    #[serde(default)]
+    pub not_adopted: BTreeMap<String, u64>,
     /// By index.
     pub buffers: Vec<Buffer>,
 }
@@ -115,6 +123,8 @@ pub enum How {
     NotQueued,
     /// The device has the client's own memory.
     Imported,
+    /// The same, where the client shim has exchanged ordinary memory for ours.
+    Adopted,
     /// The bytes are copied.
     Copied,
 }
@@ -161,6 +171,8 @@ pub fn type_name(buf_type: u32) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::collections::BTreeMap;
+
     use super::{Buffer, Counters, Device, File, How, Plane, Queue, Status, type_name};
 
     /// A daemon with something of everything.
@@ -194,11 +206,13 @@ pub(super) mod tests {
                 remembered: 112,
                 faults: 1,
             },
+            adopted: 1,
+            not_adopted: BTreeMap::from([("it does not begin with a page".to_owned(), 3)]),
             buffers: vec![
                 buffer(
                     0,
                     "queued",
-                    vec![plane(How::Imported, "dma-buf 17 (system)", None)],
+                    vec![plane(How::Adopted, "our own buffer (dma-buf 17)", None)],
                 ),
                 buffer(
                     1,
@@ -266,7 +280,7 @@ pub(super) mod tests {
         let text = serde_json::to_string(&sample()).expect("plain data");
         let back: Status = serde_json::from_str(&text).expect("what we wrote");
         assert_eq!(back, sample());
-        assert!(text.contains(r#""how":"imported""#), "{text}");
+        assert!(text.contains(r#""how":"adopted""#), "{text}");
         assert_eq!(
             serde_json::to_string(&How::NotQueued).expect("a word"),
             r#""not-queued""#

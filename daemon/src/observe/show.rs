@@ -81,6 +81,13 @@ fn queue(page: &mut Page, queue: &Queue) {
     for line in counters(&queue.counters) {
         page.line(6, 8, &line);
     }
+    if queue.adopted != 0 {
+        let adopted = count(usize::try_from(queue.adopted).unwrap_or(usize::MAX), "buffer");
+        page.line(6, 8, &format!("{adopted} adopted"));
+    }
+    for (reason, times) in &queue.not_adopted {
+        page.line(6, 8, &format!("{times} times not adopted: {reason}"));
+    }
     for each in &queue.buffers {
         buffer(page, each);
     }
@@ -139,6 +146,7 @@ fn way(plane: &Plane) -> String {
     match (plane.how, &plane.why) {
         (How::NotQueued, _) => "not queued yet".to_owned(),
         (How::Imported, _) => format!("imported  {what}"),
+        (How::Adopted, _) => format!("adopted   {what}"),
         (How::Copied, None) => format!("copied    {what}"),
         (How::Copied, Some(why)) => format!("copied    {what}: {why}"),
     }
@@ -180,7 +188,9 @@ vidcompatd 0.1.0, process 412, 2 devices
       120 frames, 116 imported, 4 copied (2.3 MiB: 4 through memory, 0 through an object)
       8 times looked behind a pointer, 112 times remembered
       1 times memory could not be reached
-      0    queued    imported  dma-buf 17 (system)
+      1 buffer adopted
+      3 times not adopted: it does not begin with a page
+      0    queued    adopted   our own buffer (dma-buf 17)
       1    dequeued  copied    anonymous memory: plain memory is copied
       2    dequeued  not queued yet
     video output (mplane): USERPTR, 1 buffer, not streaming, copies by device's own

@@ -37,7 +37,7 @@ use crate::sys::{MemoryFault, Vma};
 pub use behind::{Behind, Segment};
 pub use flush::Flush;
 pub use importable::Importable;
-pub use own::OwnBuffers;
+pub use own::{Export, Exports, OwnBuffers};
 pub use policy::{Importer, Policy, PolicyError, Rule, Verdict};
 pub use witness::Witness;
 

@@ -1,4 +1,5 @@
-//! Our own dma-bufs: what a provider has made, found by the inode of a mapping whatever became of the client's fd.
+//! Our own dma-bufs: what a provider has made, and what a client with the shim has mapped in place of a buffer of its
+//! device, found by the inode of a mapping whatever became of the client's fd.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -7,30 +8,119 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use vidcompat_proto::abi::v4l2::V4l2ExportBuffer;
+
 use super::{CopyBy, Found, Importable, Kind, Look};
+use crate::client::{field, own_fdinfo};
 use crate::sys::Vma;
 
-/// The dma-bufs of all sessions, by `st_dev` and `st_ino`. An entry ends with its dma-buf, so no number is recycled
-/// while it is here.
+/// The dma-bufs of all sessions, by `st_dev` and `st_ino`. An entry ends with its dma-buf or its session.
 #[derive(Debug, Default)]
-pub struct OwnBuffers(Mutex<HashMap<(u64, u64), Weak<OwnedFd>>>);
+pub struct OwnBuffers(Mutex<HashMap<(u64, u64), Known>>);
+
+#[derive(Debug)]
+struct Known {
+    fd: Held,
+    /// As fdinfo names it.
+    exporter: String,
+}
+
+#[derive(Debug)]
+enum Held {
+    /// As long as its owner has it.
+    Ours(Weak<OwnedFd>),
+    /// Nobody has the fd, which would keep the buffer busy: it can be exported again.
+    Again(Weak<dyn Exports>, Export),
+}
+
+impl Held {
+    fn is_there(&self) -> bool {
+        match self {
+            Self::Ours(fd) => fd.strong_count() > 0,
+            Self::Again(exports, _) => exports.strong_count() > 0,
+        }
+    }
+}
+
+/// A buffer of a device's own queue.
+#[derive(Clone, Copy, Debug)]
+pub struct Export {
+    /// Which.
+    pub request: V4l2ExportBuffer,
+    /// As long as the queue has this number.
+    pub queue: u64,
+}
+
+/// Who has such a queue.
+pub trait Exports: Send + Sync + std::fmt::Debug {
+    /// Exports the buffer once more, to be read and written, if it is still there.
+    fn export_again(&self, export: &Export) -> Option<OwnedFd>;
+}
 
 impl OwnBuffers {
     /// Remembers `fd` as long as it is open.
     ///
     /// # Errors
-    /// What fstat says.
+    /// What fstat and fdinfo say.
     pub fn add(&self, fd: &Arc<OwnedFd>) -> io::Result<()> {
+        self.insert(fd, Held::Ours(Arc::downgrade(fd)))
+    }
+
+    /// Remembers what `fd` is an export of. A dma-buf's inode number is never used again.
+    ///
+    /// # Errors
+    /// As [`OwnBuffers::add`].
+    pub fn add_export(&self, fd: &OwnedFd, exports: Weak<dyn Exports>, export: Export) -> io::Result<()> {
+        self.insert(fd, Held::Again(exports, export))
+    }
+
+    fn insert(&self, fd: &OwnedFd, held: Held) -> io::Result<()> {
         let stat = rustix::fs::fstat(fd)?;
+        let fdinfo = own_fdinfo(fd)?;
+        let exporter = field(&fdinfo, "exp_name").unwrap_or_default().to_owned();
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|_, fd| fd.strong_count() > 0);
-        known.insert((stat.st_dev, stat.st_ino), Arc::downgrade(fd));
+        known.retain(|_, known| known.fd.is_there());
+        forget_oldest(&mut known, &held);
+        known.insert((stat.st_dev, stat.st_ino), Known { fd: held, exporter });
         Ok(())
     }
 
-    fn find(&self, vma: &Vma) -> Option<Arc<OwnedFd>> {
+    /// Who exports `fd`, if it is known.
+    pub fn exporter(&self, fd: &Arc<OwnedFd>) -> Option<String> {
+        let ours = Arc::as_ptr(fd);
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(&(vma.st_dev(), vma.inode))?.upgrade()
+        let is_it = |known: &&Known| matches!(&known.fd, Held::Ours(fd) if fd.as_ptr() == ours);
+        known.values().find(is_it).map(|known| known.exporter.clone())
+    }
+
+    fn find(&self, vma: &Vma) -> Option<(Arc<OwnedFd>, String)> {
+        let (exports, export, exporter) = {
+            let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = known.get(&(vma.st_dev(), vma.inode))?;
+            match &known.fd {
+                Held::Ours(fd) => return Some((fd.upgrade()?, known.exporter.clone())),
+                Held::Again(exports, export) => (exports.upgrade()?, *export, known.exporter.clone()),
+            }
+        };
+        // Not under the lock: this asks a driver.
+        let fd = exports.export_again(&export)?;
+        Some((Arc::new(fd), exporter))
+    }
+}
+
+/// A client may map its buffers as often as it likes: of each session so many exports are remembered.
+const MOST_EXPORTS: usize = 512;
+
+/// Makes room for another export of the same session. Inode numbers of dma-bufs grow.
+fn forget_oldest(known: &mut HashMap<(u64, u64), Known>, held: &Held) {
+    let Held::Again(exports, _) = held else { return };
+    let same = |known: &Known| matches!(&known.fd, Held::Again(other, _) if other.ptr_eq(exports));
+    let of_session = known.iter().filter(|(_, known)| same(known)).map(|(key, _)| *key);
+    let of_session: Vec<_> = of_session.collect();
+    if of_session.len() >= MOST_EXPORTS
+        && let Some(oldest) = of_session.iter().min_by_key(|(_, inode)| *inode)
+    {
+        known.remove(oldest);
     }
 }
 
@@ -43,17 +133,16 @@ impl Kind for Own {
     }
 
     fn find(&self, look: &Look<'_>, vma: &Vma, range: &Range<u64>) -> Option<Found> {
-        let fd = look.own.find(vma)?;
-        // Only heaps' dma-bufs are registered: their mappings begin where the offset says.
-        let exporter = "system";
+        // The mappings of heaps' and vb2's dma-bufs begin where the offset says.
+        let (fd, exporter) = look.own.find(vma)?;
         let size = rustix::fs::seek(&*fd, rustix::fs::SeekFrom::End(0)).ok()?;
         let offset = vma.offset + (range.start - vma.start);
         let file = Arc::new(File::from(fd.try_clone().ok()?));
         Some(Found {
             what: format!("our own buffer (dma-buf {})", vma.inode),
-            import: look.may_import(exporter).map(|()| Importable {
+            import: look.may_import(&exporter).map(|()| Importable {
                 fd,
-                exporter: exporter.to_owned(),
+                exporter,
                 inode: vma.inode,
                 size,
                 offset,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use v4l2r::ioctl::Capability;
 use vidcompat_proto::abi::format::{capture_types, output_types};
-use vidcompat_proto::abi::v4l2::{PlanarBuffer, V4l2Plane, buf_flag, memory};
+use vidcompat_proto::abi::v4l2::{PlanarBuffer, V4l2ExportBuffer, V4l2Plane, buf_flag, memory};
 use vidcompat_proto::ioctl::{QueueOp, queue_row};
 
 use super::witness::{self, Witness};
@@ -42,6 +42,17 @@ struct Plane {
 }
 
 impl Plane {
+    /// Its export, to be read and written.
+    fn request(&self) -> V4l2ExportBuffer {
+        V4l2ExportBuffer {
+            buf_type: self.buf_type,
+            index: self.index,
+            plane: self.plane,
+            flags: libc::O_RDWR.cast_unsigned(),
+            ..V4l2ExportBuffer::default()
+        }
+    }
+
     fn name(&self) -> String {
         match self.is_one_of_several {
             true => format!("buffer {}, plane {}", self.index, self.plane),
@@ -116,7 +127,7 @@ fn identify(look: &Look<'_>, vma: &Vma, range: &Range<u64>, place: u64) -> Resul
     let mut refused = None;
     for file in files.take(MAX_FILES) {
         for plane in planes(&file, mapped) {
-            let exported = sys::export_buffer(&file, plane.buf_type, plane.index, plane.plane);
+            let exported = sys::export_buffer(&file, &plane.request());
             let dma_buf = match exported {
                 Ok(dma_buf) => dma_buf,
                 Err(errno) => {

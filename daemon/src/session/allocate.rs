@@ -5,6 +5,7 @@
 //! STREAMOFF. A dma-contig queue without an IOMMU refuses scattered memory there (EFAULT), and the device's own MMAP
 //! buffers serve instead. Nothing is streaming or queued at that time, so nobody can notice.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vidcompat_proto::Errno;
@@ -14,9 +15,9 @@ use vidcompat_proto::abi::v4l2::{
 use vidcompat_proto::ioctl::{QueueOp, queue_row};
 use vidcompat_proto::queue::{Backing, Queue};
 
-use super::Session;
-use super::imports::Imports;
+use super::passed::Passed;
 use super::queues::{QueueState, Slot, cpu_use};
+use super::{Requester, Session};
 use crate::client::Client;
 use crate::memory::{BounceBuffer, Charge, OverBudget, Provider};
 use crate::resolve::Importer;
@@ -61,28 +62,29 @@ impl Provider {
 
 impl Session {
     /// `VIDIOC_REQBUFS`
-    pub(super) fn reqbufs(&self, request: &mut V4l2RequestBuffers, tid: u32) -> Result<(), Errno> {
+    pub(super) fn reqbufs(&self, request: &mut V4l2RequestBuffers, who: Requester) -> Result<(), Errno> {
         self.stop_watching();
         let mut state = self.lock();
         let queue = state.queues.of_mut(request.buf_type);
-        queue.core.reqbufs(request)?;
+        queue.core.reqbufs(request, who.help)?;
         let capabilities = self.device.queue_capabilities(&self.node, request.buf_type)?;
         let mut device = *request;
-        if request.memory == memory::DMABUF {
+        if request.memory != memory::USERPTR {
             self.ask(queue, &mut device, capabilities)
                 .map_err(Failure::errno)?;
             if device.count > 0 {
-                queue.core.serves_imports(request.buf_type);
-                queue.imports = Some(Imports::default());
+                queue.core.passes(request.buf_type);
+                queue.passed = Some(Passed::new(request.memory, device.count));
             }
         } else {
+            device.flags = 0;
             self.with_provider(queue, capabilities, |queue, provider| {
-                self.reqbufs_from(queue, provider, request, &mut device, capabilities, tid)
+                self.reqbufs_from(queue, provider, request, &mut device, capabilities, who.tid)
             })?;
         }
         request.count = device.count;
-        request.capabilities = Queue::capabilities(device.capabilities);
-        request.flags = 0;
+        request.capabilities = Queue::capabilities(device.capabilities, who.help);
+        request.flags = device.flags;
         request.reserved = [0; 3];
         Ok(())
     }
@@ -129,31 +131,32 @@ impl Session {
     }
 
     /// `VIDIOC_CREATE_BUFS`
-    pub(super) fn create_bufs(&self, request: &mut V4l2CreateBuffers, tid: u32) -> Result<(), Errno> {
+    pub(super) fn create_bufs(&self, request: &mut V4l2CreateBuffers, who: Requester) -> Result<(), Errno> {
         self.stop_watching();
         let mut state = self.lock();
         let buf_type = request.format.buf_type;
         let queue = state.queues.of_mut(buf_type);
-        queue.core.create_bufs(request)?;
+        queue.core.create_bufs(request, who.help)?;
         let asked = *request;
         let mut device = asked;
-        if asked.memory == memory::DMABUF || queue.imports.is_some() {
-            // Of another memory than the queue's the device says EINVAL, and MMAP no client may have. Under USERPTR
-            // buffers the device may have dma-bufs, which are not the client's.
-            if asked.memory == memory::DMABUF && !queue.core.is_empty() && asked.count > 0 {
+        if asked.memory != memory::USERPTR || queue.passed.is_some() {
+            // Of another memory than the queue's the device says EINVAL. Under USERPTR buffers the device may have dma-bufs
+            // or buffers of its own, which are not the client's.
+            if asked.memory != memory::USERPTR && !queue.core.is_empty() && asked.count > 0 {
                 return Err(Errno::EINVAL);
             }
             self.node.create_bufs(&mut device)?;
-            if asked.count > 0 && queue.imports.is_none() {
-                queue.core.serves_imports(buf_type);
-                queue.imports = Some(Imports::default());
+            if asked.count > 0 {
+                queue.core.passes(buf_type);
+                let passed = queue.passed.get_or_insert_with(|| Passed::new(asked.memory, 0));
+                passed.created(device.index.saturating_add(device.count));
             }
         } else {
-            self.create_userptr(queue, &asked, &mut device, tid)?;
+            self.create_userptr(queue, &asked, &mut device, who.tid)?;
         }
         *request = V4l2CreateBuffers {
             memory: asked.memory,
-            capabilities: Queue::capabilities(device.capabilities),
+            capabilities: Queue::capabilities(device.capabilities, who.help),
             ..device
         };
         Ok(())
@@ -278,7 +281,7 @@ impl Session {
             Err(errno) => {
                 // EBUSY changes nothing; a driver that fails later has freed the old buffers first
                 // (videobuf2-core.c:880-900).
-                let serves = !queue.core.is_empty() || queue.imports.is_some();
+                let serves = !queue.core.is_empty() || queue.passed.is_some();
                 if serves && !self.has_buffers(queue, request.buf_type) {
                     queue.forget_buffers();
                 }
@@ -488,8 +491,8 @@ impl Session {
                     tracing::warn!(device = %self.device.path().display(), %error, "no memory for a buffer");
                     Unserved::Short(index)
                 })?;
-                if let Some(Err(error)) = made.dma_buf().map(|dma_buf| self.device.own().add(dma_buf)) {
-                    tracing::debug!(%error, "a buffer of ours will not be known again");
+                if let Some(dma_buf) = made.dma_buf() {
+                    self.know_again(dma_buf);
                 }
                 Ok(made)
             }
@@ -507,6 +510,35 @@ impl Session {
                     })
             }
         }
+    }
+
+    /// Behind a client's pointer this dma-buf will be found to be ours.
+    pub(super) fn know_again(&self, dma_buf: &Arc<OwnedFd>) {
+        if let Err(error) = self.device.own().add(dma_buf) {
+            tracing::debug!(%error, "a buffer of ours will not be known again");
+        }
+    }
+
+    /// Other memory for buffer `index`, whose own is lent.
+    pub(super) fn another_slot(
+        &self,
+        queue: &mut QueueState,
+        buf_type: u32,
+        index: u32,
+        client: &Client,
+    ) -> Result<(), Errno> {
+        let provider = queue.provider.ok_or(Errno::ENOMEM)?;
+        let described = self.query(buf_type, index)?;
+        let mut planes = Vec::new();
+        for plane in described.described() {
+            let charge = self.charge(client, plane.length).map_err(|_| Errno::ENOMEM)?;
+            let made = self.make_plane(plane, buf_type, provider, charge, index);
+            planes.push(made.map_err(|_| Errno::ENOMEM)?);
+        }
+        if let Some(slot) = queue.slots.get_mut(&index) {
+            slot.planes = Some(Arc::new(planes));
+        }
+        Ok(())
     }
 
     fn charge(&self, client: &Client, length: u32) -> Result<Charge, OverBudget> {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::v4l2::{PlanarBuffer, V4l2Plane, V4l2RemoveBuffers, buf_type};
 use vidcompat_proto::ioctl::QueueOp;
-use vidcompat_proto::queue::{Acquire, Claim, Next, Queue};
+use vidcompat_proto::queue::{Acquire, Claim, Help, Next, Queue};
 
+use super::adoption::{Before, Given};
 use super::proof::Proven;
 use super::queues::{QueueState, Slot, access};
 use super::serve::{Counters, How, Way};
@@ -42,6 +43,8 @@ struct Behold {
     refused: Vec<String>,
     proven: Arc<Proven>,
     recent: VecDeque<Arc<Way>>,
+    /// Planes of `bounce` that are lent to a client: nothing of another pointer's goes there.
+    lent: Vec<usize>,
 }
 
 impl Session {
@@ -51,8 +54,8 @@ impl Session {
         let mut device = Queue::without_references(asked);
         self.node.buffer_ioctl(QueueOp::Querybuf, &mut device)?;
         let queue = state.queues.of(asked.head.buf_type);
-        Ok(match &queue.imports {
-            Some(imports) => imports.reply(&device, asked),
+        Ok(match &queue.passed {
+            Some(passed) => passed.reply(&device, asked),
             None if queue.core.has(device.head.index) => queue.core.reply(&device, asked),
             None => strangers(&device, asked),
         })
@@ -65,17 +68,27 @@ impl Session {
         asked: &PlanarBuffer,
         who: Requester,
     ) -> Result<PlanarBuffer, Errno> {
-        let caller = self.caller(who.tid)?;
         let (index, buf_type) = (asked.head.index, asked.head.buf_type);
+        let passed_alone = self
+            .lock()
+            .queues
+            .of(buf_type)
+            .passed
+            .as_ref()
+            .is_some_and(|passed| passed.needs_no_caller(&asked.head));
+        if passed_alone {
+            return self.give_passed(op, asked, None);
+        }
+        let caller = self.caller(who.tid)?;
         let mut seen: Option<Seen> = None;
         // Why nothing can be imported.
         let mut obstacle = None;
         loop {
             let mut state = self.lock();
             let queue = state.queues.of_mut(buf_type);
-            if queue.imports.is_some() {
+            if queue.passed.is_some() {
                 drop(state);
-                return self.give_import(op, asked, &caller);
+                return self.give_passed(op, asked, Some(&caller));
             }
             let next = match op {
                 QueueOp::PrepareBuf => queue.core.prepare_buf(asked, caller.client().key()),
@@ -118,6 +131,7 @@ impl Session {
                     refused: queue.refused.clone(),
                     proven: Arc::clone(&queue.proven),
                     recent: queue.recent.clone(),
+                    lent: queue.planes_lent(index),
                 };
                 let owner = match step.new.is_empty() {
                     true => queue.slots.get(&index).and_then(|slot| slot.client.clone()),
@@ -139,6 +153,25 @@ impl Session {
                     return Err(errno);
                 }
             };
+            let given = Given {
+                index,
+                buf_type,
+                ways: &ways,
+                is_new: !step.new.is_empty(),
+                has_shim: who.help == Help::Shim,
+                obstacle,
+                caller: &caller,
+            };
+            match self.before_giving(queue, &given) {
+                Before::Nothing => {}
+                Before::LookAgain => continue,
+                Before::Fail(errno) => return Err(errno),
+                Before::MakeImporting => {
+                    drop((ways, bounce));
+                    obstacle = self.make_importing(state, buf_type, who.tid);
+                    continue;
+                }
+            }
             let imports = ways.iter().any(|way| way.backing().is_some());
             if imports && queue.provider == Some(Provider::Exporter) {
                 drop((ways, bounce));
@@ -256,6 +289,11 @@ impl Session {
             return Ok(ways);
         };
         let client = owner.unwrap_or(caller.client());
+        let is_lent = |(at, way): (usize, &Arc<Way>)| way.backing().is_none() && behold.lent.contains(&at);
+        if ways.iter().enumerate().any(is_lent) {
+            // There will be another look, with other memory.
+            return Ok(ways);
+        }
         for (way, plane) in ways
             .iter()
             .zip(bounce.iter())
@@ -351,10 +389,10 @@ impl Session {
         self.node.remove_bufs(request)?;
         let queue = state.queues.of_mut(asked.buf_type);
         queue.removed(&asked);
-        if queue.imports.is_some() && !self.has_buffers(queue, asked.buf_type) {
+        if queue.passed.is_some() && !self.has_buffers(queue, asked.buf_type) {
             // The next CREATE_BUFS may be for another memory.
-            queue.imports = None;
-            queue.core.serves_no_imports();
+            queue.passed = None;
+            queue.core.passes_no_more();
         }
         Ok(())
     }

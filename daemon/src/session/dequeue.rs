@@ -44,7 +44,7 @@ struct Dequeued {
 }
 
 enum Bytes {
-    /// An OUTPUT buffer, or the client's own dma-buf.
+    /// An OUTPUT buffer, or one of a queue that is passed.
     None,
     /// Plane by plane, each its own way.
     Served(Vec<Delivery>, Served),
@@ -75,10 +75,11 @@ impl Session {
             Err(errno) => return waiter.answer(Err(errno)),
         };
         let buf_type = argument.buf_type;
+        let passed = self.lock().queues.of(buf_type).passed.is_some();
         let mut dequeuer = Dequeuer {
             waiter,
             // Only for the way that the bytes take: whose they are was settled when they were queued.
-            caller: self.caller(who.tid).ok(),
+            caller: (!passed).then(|| self.caller(who.tid).ok()).flatten(),
             asked,
             who,
         };
@@ -123,10 +124,10 @@ impl Session {
         device.planes.truncate(asked.planes.len());
         self.node.buffer_ioctl(QueueOp::Dqbuf, &mut device)?;
         let index = device.head.index;
-        if let Some(imports) = &mut queue.imports {
-            imports.dequeued(index);
+        if let Some(passed) = &mut queue.passed {
+            passed.dequeued(index);
             return Ok(Dequeued {
-                reply: imports.reply(&device, asked),
+                reply: passed.reply(&device, asked),
                 bytes: Bytes::None,
             });
         }

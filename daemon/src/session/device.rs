@@ -30,6 +30,8 @@ pub struct DeviceOptions {
     pub policy: Arc<Policy>,
     /// The dma-bufs of all sessions of this daemon.
     pub own: Arc<OwnBuffers>,
+    /// Clients with the shim may have their memory exchanged for the device's.
+    pub may_adopt: bool,
 }
 
 /// A device node: file system, inode, device number. A node that is made anew has another inode.
@@ -130,6 +132,11 @@ impl Device {
 
     pub(super) fn budget(&self) -> &Arc<Budget> {
         &self.options.budget
+    }
+
+    /// May clients' memory be exchanged for ours?
+    pub(super) fn may_adopt(&self) -> bool {
+        self.options.may_adopt
     }
 
     /// What may be imported into which kind of queue.

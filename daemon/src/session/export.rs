@@ -7,7 +7,7 @@
 use std::sync::{Arc, MutexGuard};
 
 use vidcompat_proto::Errno;
-use vidcompat_proto::abi::v4l2::{V4l2RequestBuffers, buf_cap, memory};
+use vidcompat_proto::abi::v4l2::{V4l2ExportBuffer, V4l2RequestBuffers, buf_cap, memory};
 
 use super::queues::{QueueState, Slot};
 use super::{Session, State};
@@ -63,12 +63,16 @@ impl Session {
         let mut exported = Vec::new();
         for (index, slot) in &queue.slots {
             let planes = slot.planes.iter().flat_map(|planes| planes.iter());
-            let fds = (0..)
-                .zip(planes)
-                .map(|(plane, _)| self.node.export(buf_type, *index, plane));
-            let fds: Vec<_> = fds
-                .collect::<Result<_, _>>()
-                .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+            let export = |(plane, _)| {
+                self.node.export(&V4l2ExportBuffer {
+                    buf_type,
+                    index: *index,
+                    plane,
+                    flags: libc::O_RDWR.cast_unsigned(),
+                    ..V4l2ExportBuffer::default()
+                })
+            };
+            let fds: Vec<_> = (0..).zip(planes).map(export).collect::<Result<_, _>>()?;
             exported.push(fds);
         }
         let count = queue.core.len();
@@ -93,6 +97,9 @@ impl Session {
                     .zip(fds)
                     .map(|(plane, fd)| BounceBuffer::exported(plane, fd))
                     .collect();
+                for dma_buf in planes.iter().filter_map(BounceBuffer::dma_buf) {
+                    self.know_again(dma_buf);
+                }
                 let slot = Slot {
                     planes: Some(Arc::new(planes)),
                     ..slot

@@ -6,6 +6,7 @@
 //! Locking: `state` is held for the length of a queue call, as vb2 holds the queue's lock; never while bytes are
 //! copied to a client, whose memory may be slow on purpose.
 
+mod adoption;
 mod allocate;
 mod arrays;
 mod buffers;
@@ -14,7 +15,7 @@ mod dequeue;
 mod device;
 mod events;
 mod export;
-mod imports;
+mod passed;
 mod planes;
 mod poll;
 mod proof;
@@ -28,23 +29,25 @@ mod status;
 mod write;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::ClientAbi;
 use vidcompat_proto::abi::v4l2::{V4l2Buffer, buf_type};
 use vidcompat_proto::ioctl::{Policy, QueueOp, Row};
+use vidcompat_proto::queue::Help;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::backend::v4l2::RealNode;
-use crate::backend::{Readiness, Wanted, Watch};
+use crate::backend::{Readiness, Served, Wanted, Watch};
 use crate::client::{BlockedThread, CallShape, Clients, FileFlags, is_admin};
 
 use dequeue::Dequeuer;
 use events::EventQueue;
 use poll::PollWait;
-use queues::Queues;
+use queues::{QueueState, Queues};
 use read::FrameReader;
+use shim::Exported;
 use write::FrameWriter;
 
 pub use device::{Device, DeviceOptions};
@@ -71,8 +74,8 @@ pub struct Requester {
     pub tid: u32,
     /// The layout of what it passes by pointer: arrays, and pointers in them. The struct itself is native already.
     pub abi: ClientAbi,
-    /// The call comes through the client shim.
-    pub shim: bool,
+    /// What it has beside the node.
+    pub help: Help,
 }
 
 /// Who calls, and how: enough to find out whether the file is in non-blocking mode.
@@ -109,6 +112,9 @@ pub struct Session {
     flags: Mutex<FileFlags>,
     /// O_NONBLOCK of the open: what counts where the flag cannot be read.
     opened_nonblocking: bool,
+    /// O_ACCMODE of the open.
+    access_mode: libc::c_int,
+    exported: Exported,
 }
 
 impl Session {
@@ -137,13 +143,10 @@ impl Session {
             looks: AtomicU64::new(0),
             flags: Mutex::default(),
             opened_nonblocking: flags & libc::O_NONBLOCK != 0,
+            access_mode: flags & libc::O_ACCMODE,
+            exported: Exported::default(),
         });
-        let weak = Arc::downgrade(&session);
-        let watch = Watch::start(device.runtime(), descriptor, move |what| {
-            if let Some(session) = weak.upgrade() {
-                session.on_ready(what);
-            }
-        });
+        let watch = Watch::start(device.runtime(), descriptor, Waiting(Arc::downgrade(&session)));
         *session.watch.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
         Ok(session)
     }
@@ -244,6 +247,7 @@ impl Session {
             Policy::Array => self.array_ioctl(row, argument, who),
             Policy::Window => self.window_ioctl(row, argument, who),
             Policy::Controls => self.ext_controls(row, argument, who),
+            Policy::Expbuf => with(argument, |request| self.expbuf(request, who.help)).map(|()| 0),
             Policy::Queue(op) => self.queue_ioctl(op, argument, who).map(|()| 0),
             // These wait: `dequeue_event` and `seek`.
             Policy::Dqevent | Policy::Seek => Err(Errno::ENOTTY),
@@ -252,8 +256,8 @@ impl Session {
 
     fn queue_ioctl(&self, op: QueueOp, argument: &mut [u8], who: Requester) -> Result<(), Errno> {
         match op {
-            QueueOp::Reqbufs => with(argument, |request| self.reqbufs(request, who.tid)),
-            QueueOp::CreateBufs => with(argument, |request| self.create_bufs(request, who.tid)),
+            QueueOp::Reqbufs => with(argument, |request| self.reqbufs(request, who)),
+            QueueOp::CreateBufs => with(argument, |request| self.create_bufs(request, who)),
             QueueOp::RemoveBufs => with(argument, |request| self.remove_bufs(request)),
             QueueOp::Querybuf | QueueOp::Qbuf | QueueOp::PrepareBuf => {
                 with(argument, |head: &mut V4l2Buffer| {
@@ -287,6 +291,49 @@ impl Session {
                 );
                 self.opened_nonblocking
             })
+    }
+
+    /// Serves those who wait where nothing can take its time: nobody's memory is touched, and no lock is waited for.
+    /// `false`: somebody waits for more than that.
+    fn serve_at_once(&self, what: Readiness) -> bool {
+        let Ok(mut state) = self.state.try_lock() else {
+            return false;
+        };
+        let State {
+            queues,
+            events,
+            frames,
+            writer,
+            ..
+        } = &mut *state;
+        let waits = |queue: &QueueState| queue.dequeuer.is_some();
+        let others = !events.is_empty() || !frames.is_idle() || !writer.is_idle();
+        let quick =
+            |queue: &QueueState| queue.passed.is_some() && !buf_type::is_multi_planar(queue.core.buf_type());
+        if others
+            || queues
+                .each()
+                .into_iter()
+                .any(|queue| waits(queue) && !quick(queue))
+        {
+            return false;
+        }
+        let waiting: Vec<_> = queues
+            .each()
+            .into_iter()
+            .filter(|queue| waits(queue))
+            .map(|queue| queue.core.buf_type())
+            .collect();
+        let polled = Self::tell_polling(&self.node, &mut state, what);
+        drop(state);
+        let dequeued = waiting
+            .iter()
+            .filter(|buf_type| self.advance_dequeuer(**buf_type))
+            .count();
+        if !polled && dequeued == 0 {
+            self.watch_for(&self.lock());
+        }
+        true
     }
 
     /// Something has changed in the device: serve whoever waits for it.
@@ -340,6 +387,21 @@ impl Session {
         };
         if let Some(settled) = settled {
             settled();
+        }
+    }
+}
+
+/// The session, for its watch, which must not keep it open.
+struct Waiting(Weak<Session>);
+
+impl Served for Waiting {
+    fn at_once(&self, what: Readiness) -> bool {
+        self.0.upgrade().is_none_or(|session| session.serve_at_once(what))
+    }
+
+    fn on_ready(&self, what: Readiness) {
+        if let Some(session) = self.0.upgrade() {
+            session.on_ready(what);
         }
     }
 }

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use vidcompat_proto::abi::v4l2::{V4l2RemoveBuffers, buf_type};
 use vidcompat_proto::queue::{Backing, Queue};
 
+use super::adoption::Adoption;
 use super::dequeue::Dequeuer;
-use super::imports::Imports;
+use super::passed::Passed;
 use super::proof::Proven;
 use super::serve::{Counters, Way};
 use crate::client::Client;
@@ -48,8 +49,8 @@ pub(super) struct QueueState {
     pub(super) core: Queue,
     /// By index.
     pub(super) slots: BTreeMap<u32, Slot>,
-    /// There where the client brings dma-bufs of its own.
-    pub(super) imports: Option<Imports>,
+    /// There where the device has the queue as the client sees it.
+    pub(super) passed: Option<Passed>,
     /// Who makes the memory: settled when the first buffers are made, until all are freed by REQBUFS. A queue may stream
     /// on with all its buffers removed, and then no other can be tried.
     pub(super) provider: Option<Provider>,
@@ -58,6 +59,8 @@ pub(super) struct QueueState {
     /// Exporters whose dma-bufs the device has refused although the policy allows them.
     pub(super) refused: Vec<String>,
     pub(super) counters: Arc<Counters>,
+    /// What stands in clients' address spaces.
+    pub(super) adoption: Adoption,
     /// The dma-bufs that frames were seen to arrive in, or not.
     pub(super) proven: Arc<Proven>,
     /// The imports that were given last, for a client that moves its pointers about: at most as many as there are
@@ -71,13 +74,14 @@ impl QueueState {
     pub(super) fn forget_buffers(&mut self) {
         self.core.freed();
         self.slots.clear();
-        self.imports = None;
+        self.passed = None;
         self.provider = None;
         self.importer = None;
         self.refused.clear();
         self.counters = Arc::default();
         self.proven = Arc::default();
         self.recent.clear();
+        self.adoption = Adoption::default();
     }
 
     /// The device has taken a buffer that is served so.
@@ -117,8 +121,8 @@ impl QueueState {
         self.core.removed(request);
         self.slots
             .retain(|index, _| !(request.index..end).contains(index));
-        if let Some(imports) = &mut self.imports {
-            imports.removed(request.index..end);
+        if let Some(passed) = &mut self.passed {
+            passed.removed(request.index..end);
         }
     }
 
@@ -126,8 +130,8 @@ impl QueueState {
         self.core.streamoff();
         let ways = self.slots.values().flat_map(|slot| slot.ways.iter());
         ways.for_each(|way| way.prove_no_more());
-        if let Some(imports) = &mut self.imports {
-            imports.streamoff();
+        if let Some(passed) = &mut self.passed {
+            passed.streamoff();
         }
     }
 }
@@ -156,6 +160,10 @@ impl Queues {
         } else {
             &mut self.capture
         }
+    }
+
+    pub(super) fn each(&self) -> [&QueueState; 2] {
+        [&self.capture, &self.output]
     }
 
     pub(super) fn each_mut(&mut self) -> [&mut QueueState; 2] {

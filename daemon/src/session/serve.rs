@@ -200,6 +200,12 @@ impl Way {
         copied && self.behind.as_ref().is_some_and(Behind::is_plain)
     }
 
+    /// The mapping, or the first of several, of memory that a look has found to be plain.
+    pub(super) fn plain_segment(&self) -> Option<&Segment> {
+        let behind = self.behind.as_ref().filter(|_| self.is_plain())?;
+        behind.segments.first()
+    }
+
     /// Is the client's memory still what it was?
     pub(super) fn still_holds(&self, client: &BlockedThread) -> bool {
         self.behind

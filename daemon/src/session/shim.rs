@@ -1,45 +1,211 @@
-//! What a session does for the client shim: memory to map, exported buffers to fetch, buffers to be adopted.
+//! What a session does for the client shim: memory to map, and exported buffers to fetch.
 
+use std::collections::VecDeque;
+use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use vidcompat_proto::Errno;
-use vidcompat_proto::shim::{Move, Outcome};
+use vidcompat_proto::abi::v4l2::{PlanarBuffer, V4l2ExportBuffer, buf_type};
+use vidcompat_proto::ioctl::QueueOp;
+use vidcompat_proto::queue::Help;
 
 use super::Session;
+use crate::backend::v4l2::RealNode;
+use crate::resolve::{Export, Exports};
+
+/// Exported buffers that wait to be fetched: each EXPBUF is followed by its fetch, one for each thread that calls.
+const MOST_WAITING: usize = 32;
+
+/// What EXPBUF has left for the shim.
+#[derive(Debug, Default)]
+pub(super) struct Exported(Mutex<Tickets>);
+
+#[derive(Debug, Default)]
+struct Tickets {
+    last: u32,
+    waiting: VecDeque<(u32, OwnedFd, bool)>,
+}
+
+impl Exported {
+    /// Keeps `fd`; the oldest goes where too many have not been fetched.
+    fn keep(&self, fd: OwnedFd, close_on_exec: bool) -> i32 {
+        let mut tickets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // As a number that an fd could have.
+        tickets.last = (tickets.last + 1) & 0x7fff_ffff;
+        let ticket = tickets.last;
+        tickets.waiting.push_back((ticket, fd, close_on_exec));
+        if tickets.waiting.len() > MOST_WAITING {
+            tickets.waiting.pop_front();
+        }
+        ticket.cast_signed()
+    }
+
+    fn take(&self, ticket: u32) -> Option<(OwnedFd, bool)> {
+        let mut tickets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = tickets.waiting.iter().position(|(known, ..)| *known == ticket)?;
+        let (_, fd, close_on_exec) = tickets.waiting.remove(at)?;
+        Some((fd, close_on_exec))
+    }
+}
+
+/// mmap's `prot` and `flags`.
+#[derive(Clone, Copy, Debug)]
+struct Protection {
+    prot: libc::c_int,
+    flags: libc::c_int,
+}
+
+impl Protection {
+    /// `vb2_mmap` (videobuf2-core.c:2470): shared only; what a device writes must be readable, what it reads writable.
+    fn suits(self, buf_type: u32) -> bool {
+        let shared = matches!(
+            self.flags & libc::MAP_TYPE,
+            libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE
+        );
+        let needed = if buf_type::is_output(buf_type) {
+            libc::PROT_WRITE
+        } else {
+            libc::PROT_READ
+        };
+        shared && self.prot & needed != 0
+    }
+}
 
 impl Session {
+    /// `VIDIOC_EXPBUF`: the fd of the struct is a ticket, to be fetched.
+    pub(super) fn expbuf(&self, request: &mut V4l2ExportBuffer, help: Help) -> Result<(), Errno> {
+        let row = vidcompat_proto::ioctl::row(16);
+        if !self.device.knows(&self.node, row) {
+            return Err(Errno::ENOTTY);
+        }
+        if help == Help::None {
+            return Err(Errno::EINVAL);
+        }
+        let state = self.lock();
+        // In the client's eyes these are USERPTR buffers, whatever the device has (videobuf2-core.c:2381).
+        if !state.queues.of(request.buf_type).core.is_empty() {
+            return Err(Errno::EINVAL);
+        }
+        // What the kernel clears before a driver sees it.
+        (request.fd, request.reserved) = (0, [0; 11]);
+        let fd = self.node.export(request)?;
+        let close_on_exec = request.flags & libc::O_CLOEXEC.cast_unsigned() != 0;
+        request.fd = self.exported.keep(fd, close_on_exec);
+        Ok(())
+    }
+
     /// mmap on the node, with `prot` (`PROT_*`) and `flags` (`MAP_*`): the file to map instead, and from where.
+    ///
+    /// A buffer is exported, and mapped as a dma-buf: the same memory, and the kernel knows that the buffer is in use. The
+    /// session's own file is never given away, for whoever has it could take its O_NONBLOCK, and us with it.
     ///
     /// # Errors
     /// What mmap on the real node says.
     pub fn map_for_shim(
-        &self,
-        _offset: u64,
-        _length: u64,
-        _prot: u32,
-        _flags: u32,
+        self: &Arc<Self>,
+        offset: u64,
+        length: u64,
+        prot: u32,
+        flags: u32,
     ) -> Result<(OwnedFd, u64), Errno> {
-        Err(Errno::EINVAL)
+        if self.node.is_gone() {
+            return Err(Errno::ENODEV);
+        }
+        let wanted = Protection {
+            prot: prot.cast_signed(),
+            flags: flags.cast_signed(),
+        };
+        let state = self.lock();
+        let (request, size, queue) = state
+            .queues
+            .each()
+            .into_iter()
+            .find_map(|queue| {
+                let passed = queue.passed.as_ref()?;
+                let (request, size) = self.plane_at(queue.core.buf_type(), passed.mmap_indices(), offset)?;
+                Some((request, size, passed.id()))
+            })
+            .ok_or(Errno::EINVAL)?;
+        let pages = u64::from(size).next_multiple_of(4096);
+        if !wanted.suits(request.buf_type) || length > pages {
+            return Err(Errno::EINVAL);
+        }
+        match self.node.export(&request) {
+            Ok(fd) => {
+                let exports: Weak<dyn Exports> = Arc::<Self>::downgrade(self);
+                if let Err(error) = self
+                    .device
+                    .own()
+                    .add_export(&fd, exports, Export { request, queue })
+                {
+                    tracing::debug!(%error, "a buffer of ours will not be known again");
+                }
+                Ok((fd, 0))
+            }
+            // v4l2loopback. Its buffers belong to the device and not to a file.
+            Err(Errno::ENOTTY) => {
+                let node = RealNode::open(self.device.path(), self.access_mode)
+                    .and_then(|node| self.device.is_still(node))
+                    .and_then(RealNode::into_file);
+                let errno = |error: io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::ENODEV));
+                Ok((node.map_err(errno)?, offset))
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// What EXPBUF is asked for the plane at `offset`, and the plane's bytes.
+    fn plane_at(
+        &self,
+        buf_type: u32,
+        indices: std::ops::Range<u32>,
+        offset: u64,
+    ) -> Option<(V4l2ExportBuffer, u32)> {
+        indices.into_iter().find_map(|index| {
+            let mut buffer = PlanarBuffer::blank(buf_type, index);
+            self.node.buffer_ioctl(QueueOp::Querybuf, &mut buffer).ok()?;
+            let mut planes = (0..).zip(buffer.described());
+            let (plane, found) = planes.find(|(_, plane)| plane.m & 0xffff_ffff == offset)?;
+            let request = V4l2ExportBuffer {
+                buf_type,
+                index,
+                plane,
+                // As the file of the node: a mapping can do no more.
+                flags: self.access_mode.cast_unsigned(),
+                ..V4l2ExportBuffer::default()
+            };
+            Some((request, found.length))
+        })
     }
 
     /// What EXPBUF has left under `ticket`, once; and whether it is to be close-on-exec.
     ///
     /// # Errors
     /// `ENOENT`: nothing.
-    pub fn fetch_for_shim(&self, _ticket: u32) -> Result<(OwnedFd, bool), Errno> {
-        Err(Errno::ENOENT)
+    pub fn fetch_for_shim(&self, ticket: u32) -> Result<(OwnedFd, bool), Errno> {
+        self.exported.take(ticket).ok_or(Errno::ENOENT)
     }
+}
 
-    /// What process `pid` is to move before its QBUF, with the dma-buf of an adoption.
-    pub fn next_move(&self, _pid: i32) -> Option<(Move, Option<OwnedFd>)> {
-        None
+impl Exports for Session {
+    fn export_again(&self, export: &Export) -> Option<OwnedFd> {
+        let state = self.lock();
+        let queue = state.queues.of(export.request.buf_type);
+        queue
+            .passed
+            .as_ref()
+            .filter(|passed| passed.id() == export.queue)?;
+        let request = V4l2ExportBuffer {
+            flags: libc::O_RDWR.cast_unsigned(),
+            ..export.request
+        };
+        self.node.export(&request).ok()
     }
+}
 
-    /// What came of a move of process `pid`.
-    pub fn moved(&self, _pid: i32, _client_addr: u64, _length: u64, _outcome: Outcome) {}
-
-    /// Is what process `pid` has at `client_addr` one of the buffers of this session?
-    pub fn is_lent(&self, _pid: i32, _client_addr: u64, _length: u64) -> bool {
-        false
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a session of {}", self.device.path().display())
     }
 }

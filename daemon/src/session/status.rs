@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use vidcompat_proto::abi::v4l2::{PlanarBuffer, buf_flag};
 use vidcompat_proto::ioctl::QueueOp;
 
+use super::passed::Passed;
 use super::queues::{QueueState, Slot};
 use super::serve::{How, Way};
 use super::{Session, State};
@@ -40,19 +41,22 @@ impl Session {
     }
 
     fn queue_status(&self, queue: &QueueState) -> Option<model::Queue> {
-        let imports = queue.imports.is_some();
-        if queue.core.is_empty() && !imports {
+        let passed = queue.passed.as_ref().map(Passed::memory_name);
+        if queue.core.is_empty() && passed.is_none() {
             return None;
         }
         let buf_type = queue.core.buf_type();
         let buffer = |(index, slot): (&u32, &Slot)| model::Buffer {
             index: *index,
             state: self.buffer_state(buf_type, *index).to_owned(),
-            planes: slot.ways.iter().map(|way| plane_status(way)).collect(),
+            planes: slot.ways.iter().map(|way| plane_status(queue, way)).collect(),
         };
+        let (adopted, not_adopted) = queue.adoption.told();
         Some(model::Queue {
+            adopted,
+            not_adopted,
             buf_type: model::type_name(buf_type),
-            memory: if imports { "DMABUF" } else { "USERPTR" }.to_owned(),
+            memory: passed.unwrap_or("USERPTR").to_owned(),
             provider: queue.provider.map(|provider| provider.to_string()),
             streaming: queue.core.is_streaming(),
             importer: queue.importer.map(|importer| importer.to_string()),
@@ -76,8 +80,9 @@ impl Session {
     }
 }
 
-fn plane_status(way: &Way) -> model::Plane {
+fn plane_status(queue: &QueueState, way: &Way) -> model::Plane {
     let (how, why) = match &way.how {
+        How::Import(_) if queue.adoption.has(&way.claim) => (model::How::Adopted, None),
         How::Import(_) => (model::How::Imported, None),
         How::Copy { why, .. } => (model::How::Copied, Some(why.clone())),
     };

@@ -14,10 +14,12 @@ mod malloc;
 mod map;
 mod mirror;
 mod pagemap;
+mod passrights;
 mod planes;
 mod process;
 mod procmap;
 mod readiness;
+mod signals;
 mod udmabuf;
 mod v4l2;
 mod vma_object;
@@ -32,12 +34,14 @@ pub use malloc::share_arenas;
 pub use map::Mapping;
 pub use mirror::{Mirror, page_size};
 pub use pagemap::{frame_of, is_swap_backed};
+pub use passrights::refuse_files;
 pub use planes::buffer_ioctl;
 pub use process::{
     MemoryFault, RemoteMemory, pidfd_open_thread, read_byte, read_bytes, read_into, write_bytes, write_from,
 };
 pub use procmap::{Vma, query_vma, query_vma_unnamed};
 pub use readiness::{Watched, register};
+pub use signals::default_sigpipe;
 pub use udmabuf::udmabuf;
 pub use v4l2::{ioctl, poll};
 pub use vma_object::object_at;

@@ -132,6 +132,24 @@ pub mod buf_cap {
     pub const REMOVE_BUFS: u32 = 0x100;
 }
 
+/// `struct v4l2_exportbuffer`, 64 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct V4l2ExportBuffer {
+    /// See [`buf_type`].
+    pub buf_type: u32,
+    /// Number of the buffer in its queue.
+    pub index: u32,
+    /// Number of the plane.
+    pub plane: u32,
+    /// `O_CLOEXEC`, and an access mode.
+    pub flags: u32,
+    /// What comes back.
+    pub fd: i32,
+    /// Zero.
+    pub reserved: [u32; 11],
+}
+
 /// `struct v4l2_buffer`, 88 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

@@ -1,6 +1,6 @@
 //! The V4L2 rows, in the order of `linux/videodev2.h`; sizes are those of the 64-bit structs.
 
-use super::Policy::{Controls, Dqevent, Pass, Privileged, Queue, Refuse, Seek};
+use super::Policy::{Controls, Dqevent, Expbuf, Pass, Privileged, Queue, Refuse, Seek};
 use super::{Array, Pointer, Policy, QueueOp, Row, When};
 use crate::Errno;
 use crate::abi::v4l2::buf_type::{
@@ -94,7 +94,7 @@ pub const ROWS: &[Row] = &[
     Row::new("VIDIOC_S_FBUF", Write, 11, 48, NEVER).probe(10),
     Row::new("VIDIOC_OVERLAY", Write, 14, 4, Pass),
     Row::new("VIDIOC_QBUF", ReadWrite, 15, 88, Queue(QueueOp::Qbuf)).pointers(BUFFER_POINTERS),
-    Row::new("VIDIOC_EXPBUF", ReadWrite, 16, 64, Refuse(Errno::EINVAL)),
+    Row::new("VIDIOC_EXPBUF", ReadWrite, 16, 64, Expbuf),
     Row::new("VIDIOC_DQBUF", ReadWrite, 17, 88, Queue(QueueOp::Dqbuf)).pointers(BUFFER_POINTERS),
     Row::new("VIDIOC_STREAMON", Write, 18, 4, Queue(QueueOp::Streamon)),
     Row::new("VIDIOC_STREAMOFF", Write, 19, 4, Queue(QueueOp::Streamoff)),

@@ -41,6 +41,25 @@ pub struct Claim {
     pub length: u32,
 }
 
+/// What a client has beside its CUSE node, which can neither be mapped nor return an fd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Help {
+    /// Nothing.
+    None,
+    /// The client shim, in this very call.
+    Shim,
+}
+
+impl Help {
+    fn offers(self, wanted: u32) -> Result<(), Errno> {
+        match wanted {
+            memory::USERPTR | memory::DMABUF => Ok(()),
+            memory::MMAP if self == Self::Shim => Ok(()),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+}
+
 /// What a QBUF or PREPARE_BUF needs next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -111,8 +130,8 @@ pub struct Queue {
     buf_type: u32,
     /// Sparse where REMOVE_BUFS has made holes.
     buffers: BTreeMap<u32, Buffer>,
-    /// The client brings dma-bufs of its own: then `buffers` is empty.
-    imports: bool,
+    /// The device has the queue as the client sees it: then `buffers` is empty.
+    passed: bool,
     waiting: bool,
     streaming: bool,
     /// Counts what was queued.
@@ -181,10 +200,10 @@ impl Queue {
     /// `VIDIOC_REQBUFS`. `Ok`: ask the device, then [`Queue::freed`] and [`Queue::allocated`].
     ///
     /// # Errors
-    /// `EINVAL` for memory that we do not offer (CUSE can neither mmap nor export); `EBUSY` while a thread waits in
+    /// `EINVAL` for memory that we do not offer; `EBUSY` while a thread waits in
     /// DQBUF (videobuf2-core.c:872).
-    pub fn reqbufs(&self, request: &V4l2RequestBuffers) -> Result<(), Errno> {
-        Self::offered(request.memory)?;
+    pub fn reqbufs(&self, request: &V4l2RequestBuffers, help: Help) -> Result<(), Errno> {
+        help.offers(request.memory)?;
         if self.waiting && request.count > 0 && request.buf_type == self.buf_type {
             Err(Errno::EBUSY)
         } else {
@@ -196,11 +215,11 @@ impl Queue {
     ///
     /// # Errors
     /// As [`Queue::reqbufs`]; `EBUSY` only for the first buffers of the queue (videobuf2-core.c:1065).
-    pub fn create_bufs(&self, request: &V4l2CreateBuffers) -> Result<(), Errno> {
-        Self::offered(request.memory)?;
+    pub fn create_bufs(&self, request: &V4l2CreateBuffers, help: Help) -> Result<(), Errno> {
+        help.offers(request.memory)?;
         if self.waiting
             && self.is_empty()
-            && !self.imports
+            && !self.passed
             && request.count > 0
             && request.format.buf_type == self.buf_type
         {
@@ -210,18 +229,10 @@ impl Queue {
         }
     }
 
-    fn offered(wanted: u32) -> Result<(), Errno> {
-        if matches!(wanted, memory::USERPTR | memory::DMABUF) {
-            Ok(())
-        } else {
-            Err(Errno::EINVAL)
-        }
-    }
-
     /// The device has freed all buffers of this file.
     pub fn freed(&mut self) {
         self.buffers.clear();
-        self.imports = false;
+        self.passed = false;
         self.streaming = false;
     }
 
@@ -241,15 +252,15 @@ impl Queue {
             .insert(index, Buffer::new(buf_type, min_lengths, holds_capture));
     }
 
-    /// The device serves the client's own dma-bufs, of which the core knows nothing but the type.
-    pub fn serves_imports(&mut self, buf_type: u32) {
+    /// The device serves the client's own dma-bufs, or MMAP buffers, of which the core knows nothing but the type.
+    pub fn passes(&mut self, buf_type: u32) {
         self.buf_type = buf_type;
-        self.imports = true;
+        self.passed = true;
     }
 
-    /// The last of the client's own dma-bufs' buffers has been removed.
-    pub fn serves_no_imports(&mut self) {
-        self.imports = false;
+    /// The last buffer of such a queue has been removed.
+    pub fn passes_no_more(&mut self) {
+        self.passed = false;
     }
 
     /// `VIDIOC_QBUF` by `client`.
@@ -474,8 +485,12 @@ impl Queue {
 
     /// The capabilities of a queue as we serve it: USERPTR always, of the rest only what a client can use here.
     #[must_use]
-    pub fn capabilities(device: u32) -> u32 {
-        let not_ours = buf_cap::MMAP | buf_cap::REQUESTS | buf_cap::MMAP_CACHE_HINTS;
+    pub fn capabilities(device: u32, help: Help) -> u32 {
+        let not_ours = match help {
+            Help::None => buf_cap::MMAP | buf_cap::REQUESTS | buf_cap::MMAP_CACHE_HINTS,
+            // Requests are for the device's own buffers only, but a queue has the same capabilities for every memory.
+            Help::Shim => 0,
+        };
         (device & !not_ours) | buf_cap::USERPTR
     }
 }

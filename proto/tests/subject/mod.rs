@@ -5,7 +5,7 @@ use vidcompat_proto::Errno;
 use vidcompat_proto::abi::v4l2::{
     PlanarBuffer, V4l2CreateBuffers, V4l2RemoveBuffers, V4l2RequestBuffers, buf_flag, memory,
 };
-use vidcompat_proto::queue::{Acquire, Backing, Claim, ClientKey, Delivery, Next, Queue};
+use vidcompat_proto::queue::{Acquire, Backing, Claim, ClientKey, Delivery, Help, Next, Queue};
 
 use crate::script::SLOT_SIZE;
 use crate::vb2_model::{FileId, UserMemory, Vb2Model};
@@ -69,7 +69,7 @@ impl Subject {
 
     pub fn reqbufs(&mut self, arg: &mut V4l2RequestBuffers) -> Result<(), Errno> {
         Self::no_imports(arg.memory)?;
-        self.core.reqbufs(arg)?;
+        self.core.reqbufs(arg, Help::None)?;
         let mut request = V4l2RequestBuffers {
             memory: self.backing,
             flags: 0,
@@ -86,7 +86,7 @@ impl Subject {
         self.core.freed();
         self.served = false;
         self.allocate(request.buf_type, 0, request.count);
-        let capabilities = Queue::capabilities(request.capabilities);
+        let capabilities = Queue::capabilities(request.capabilities, Help::None);
         *arg = V4l2RequestBuffers {
             memory: memory::USERPTR,
             capabilities,
@@ -97,7 +97,7 @@ impl Subject {
 
     pub fn create_bufs(&mut self, arg: &mut V4l2CreateBuffers) -> Result<(), Errno> {
         Self::no_imports(arg.memory)?;
-        self.core.create_bufs(arg)?;
+        self.core.create_bufs(arg, Help::None)?;
         let mut request = V4l2CreateBuffers {
             memory: self.backing,
             flags: 0,
@@ -107,7 +107,7 @@ impl Subject {
         if request.count > 0 {
             self.allocate(request.format.buf_type, request.index, request.count);
         }
-        let capabilities = Queue::capabilities(request.capabilities);
+        let capabilities = Queue::capabilities(request.capabilities, Help::None);
         *arg = V4l2CreateBuffers {
             memory: memory::USERPTR,
             capabilities,

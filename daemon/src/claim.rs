@@ -1,4 +1,4 @@
-//! The path of the control socket: who may have it, and that it goes with its daemon.
+//! The path of a unix socket of ours: who may have it, and that it goes with its daemon.
 //!
 //! Several daemons run side by side, each for devices of its own, and the first has the path. What a dead one has left
 //! there is replaced, and nothing else: not a living daemon's socket, not a file of another kind. Who looks and then
@@ -6,9 +6,8 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,7 +21,40 @@ use rustix::fs::{FlockOperation, Mode};
 /// How long another daemon may hold the folder's lock: it holds it for a few system calls.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Why there is no control socket. Each message is one sentence for the operator.
+/// What a socket is for decides who may connect, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A stream, for our own user.
+    Control,
+    /// Messages, for everybody: what is asked there is proved by a token.
+    Shim,
+}
+
+impl Kind {
+    const fn socket(self) -> SockType {
+        match self {
+            Self::Control => SockType::Stream,
+            Self::Shim => SockType::SeqPacket,
+        }
+    }
+
+    const fn mode(self) -> u32 {
+        match self {
+            Self::Control => 0o600,
+            Self::Shim => 0o666,
+        }
+    }
+
+    /// Connections that wait to be accepted: beyond, `connect` waits. Few, because the next one waits for all of them.
+    const fn backlog(self) -> i32 {
+        match self {
+            Self::Control => 16,
+            Self::Shim => 128,
+        }
+    }
+}
+
+/// Why there is no such socket. Each message is one sentence for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
     /// A living daemon's.
@@ -36,6 +68,9 @@ pub enum ClaimError {
     /// Something that a daemon has not made.
     #[error("{0} exists and is no socket")]
     NotSocket(PathBuf),
+    /// Somebody listens there who speaks another way.
+    #[error("{0} is a socket of another program")]
+    NotOurs(PathBuf),
     /// Another daemon begins or ends, and hangs.
     #[error("{0} is locked by another process")]
     Locked(PathBuf),
@@ -53,17 +88,17 @@ pub enum ClaimError {
 #[derive(Debug)]
 pub struct Claim {
     path: PathBuf,
-    listener: UnixListener,
+    listener: OwnedFd,
     /// `st_dev` and `st_ino` of what we have made.
     identity: (u64, u64),
 }
 
 impl Claim {
-    /// Makes the folder of `path` (0755) if need be, and a socket there that only our own user can connect to.
+    /// Makes the folder of `path` (0755) if need be, and a socket of this kind there, which does not block.
     ///
     /// # Errors
     /// See [`ClaimError`]; nothing was taken from anybody.
-    pub fn new(path: &Path) -> Result<Self, ClaimError> {
+    pub fn new(path: &Path, kind: Kind) -> Result<Self, ClaimError> {
         let system = |source: io::Error| ClaimError::System {
             path: path.to_owned(),
             source,
@@ -75,8 +110,8 @@ impl Claim {
             .create(folder)
             .map_err(system)?;
         let _lock = lock(folder)?;
-        make_room(path)?;
-        let listener = listen(path).map_err(|errno| system(errno.into()))?;
+        make_room(path, kind)?;
+        let listener = listen(path, kind).map_err(|errno| system(errno.into()))?;
         let made = fs::symlink_metadata(path).map_err(system)?;
         Ok(Self {
             path: path.to_owned(),
@@ -90,13 +125,12 @@ impl Claim {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
 
-    /// A second handle of the listening socket, which does not block.
-    ///
-    /// # Errors
-    /// No descriptor is left.
-    pub fn listener(&self) -> io::Result<UnixListener> {
-        self.listener.try_clone()
+impl AsFd for Claim {
+    /// The socket that listens.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 
@@ -107,7 +141,7 @@ impl Drop for Claim {
         let ours =
             fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
         if ours && let Err(error) = fs::remove_file(&self.path) {
-            tracing::debug!(path = %self.path.display(), %error, "the control socket stays behind");
+            tracing::debug!(path = %self.path.display(), %error, "the socket stays behind");
         }
     }
 }
@@ -140,7 +174,7 @@ fn lock(folder: &Path) -> Result<File, ClaimError> {
 }
 
 /// Removes what a dead daemon has left at `path`.
-fn make_room(path: &Path) -> Result<(), ClaimError> {
+fn make_room(path: &Path, kind: Kind) -> Result<(), ClaimError> {
     let system = |source: io::Error| ClaimError::System {
         path: path.to_owned(),
         source,
@@ -149,11 +183,13 @@ fn make_room(path: &Path) -> Result<(), ClaimError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(system(error)),
         Ok(found) if !found.file_type().is_socket() => Err(ClaimError::NotSocket(path.to_owned())),
-        Ok(_) => match listening(path) {
+        Ok(_) => match listening(path, kind) {
             Ok(pid) => Err(ClaimError::Taken {
                 path: path.to_owned(),
                 pid,
             }),
+            // Whoever listens there with a socket of another kind is no daemon of ours, and alive.
+            Err(Errno::EPROTOTYPE) => Err(ClaimError::NotOurs(path.to_owned())),
             Err(Errno::ECONNREFUSED) => fs::remove_file(path).map_err(system),
             Err(errno) => Err(system(errno.into())),
         },
@@ -161,10 +197,10 @@ fn make_room(path: &Path) -> Result<(), ClaimError> {
 }
 
 /// The process that listens at `path`. It is asked nothing, and not waited for.
-fn listening(path: &Path) -> Result<i32, Errno> {
+fn listening(path: &Path, kind: Kind) -> Result<i32, Errno> {
     let socket = socket::socket(
         AddressFamily::Unix,
-        SockType::Stream,
+        kind.socket(),
         SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
         None,
     )?;
@@ -174,25 +210,25 @@ fn listening(path: &Path) -> Result<i32, Errno> {
     }
 }
 
-fn listen(path: &Path) -> Result<UnixListener, Errno> {
+fn listen(path: &Path, kind: Kind) -> Result<OwnedFd, Errno> {
     let socket = socket::socket(
         AddressFamily::Unix,
-        SockType::Stream,
+        kind.socket(),
         SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
         None,
     )?;
     // The file that bind makes takes its mode from the socket (unix_bind_bsd in net/unix/af_unix.c): there is no moment
     // in which it has another.
-    rustix::fs::fchmod(&socket, Mode::from_raw_mode(0o600))
+    rustix::fs::fchmod(&socket, Mode::from_raw_mode(kind.mode()))
         .map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
     socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-    socket::listen(&socket, Backlog::new(16)?)?;
-    Ok(UnixListener::from(socket))
+    socket::listen(&socket, Backlog::new(kind.backlog())?)?;
+    Ok(socket)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Claim, ClaimError};
+    use super::{Claim, ClaimError, Kind};
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixListener;
@@ -209,7 +245,7 @@ mod tests {
     fn the_folder_is_made_only_we_may_connect_and_the_path_goes_with_the_claim() {
         let folder = folder("new");
         let path = folder.join("control.sock");
-        let claim = Claim::new(&path).expect("a new folder");
+        let claim = Claim::new(&path, Kind::Control).expect("a new folder");
         let mode = fs::metadata(&path).expect("a socket").permissions().mode();
         assert_eq!(mode & 0o7777, 0o600);
         drop(claim);
@@ -221,15 +257,15 @@ mod tests {
     fn a_living_daemons_socket_stays_and_its_process_is_named() {
         let folder = folder("taken");
         let path = folder.join("control.sock");
-        let first = Claim::new(&path).expect("a new folder");
+        let first = Claim::new(&path, Kind::Control).expect("a new folder");
         let us = i32::try_from(std::process::id()).expect("a pid");
-        match Claim::new(&path) {
+        match Claim::new(&path, Kind::Control) {
             Err(ClaimError::Taken { pid, .. }) => assert_eq!(pid, us),
             other => panic!("{other:?}"),
         }
         assert!(path.exists());
         drop(first);
-        assert!(Claim::new(&path).is_ok());
+        assert!(Claim::new(&path, Kind::Control).is_ok());
         fs::remove_dir(&folder).expect("an empty folder");
     }
 
@@ -240,9 +276,12 @@ mod tests {
         let path = folder.join("control.sock");
         drop(UnixListener::bind(&path).expect("a free path"));
         assert!(path.exists());
-        drop(Claim::new(&path).expect("nobody listens"));
+        drop(Claim::new(&path, Kind::Control).expect("nobody listens"));
         fs::write(&path, "precious").expect("a free path");
-        assert!(matches!(Claim::new(&path), Err(ClaimError::NotSocket(_))));
+        assert!(matches!(
+            Claim::new(&path, Kind::Control),
+            Err(ClaimError::NotSocket(_))
+        ));
         assert_eq!(fs::read_to_string(&path).expect("still there"), "precious");
         fs::remove_dir_all(&folder).expect("ours");
     }
@@ -251,7 +290,7 @@ mod tests {
     fn what_stands_at_the_path_in_the_end_but_is_not_ours_stays() {
         let folder = folder("replaced");
         let path = folder.join("control.sock");
-        let claim = Claim::new(&path).expect("a new folder");
+        let claim = Claim::new(&path, Kind::Control).expect("a new folder");
         fs::remove_file(&path).expect("ours");
         let _another = UnixListener::bind(&path).expect("a free path");
         drop(claim);

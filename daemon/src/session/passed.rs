@@ -1,0 +1,232 @@
+//! Queues that the device has as the client sees them: of dma-bufs that the client brings itself (`V4L2_MEMORY_DMABUF`),
+//! where only the numbers of the fds mean something else here than there, and, for a client with the shim, of the device's
+//! own buffers (`V4L2_MEMORY_MMAP`).
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use vidcompat_proto::Errno;
+use vidcompat_proto::abi::v4l2::{PlanarBuffer, V4l2Buffer, V4l2Plane, buf_flag, memory};
+use vidcompat_proto::ioctl::QueueOp;
+use vidcompat_proto::queue::Queue;
+
+use super::Session;
+use crate::client::BlockedThread;
+
+/// No fd: the driver answers as for one that the client does not have.
+const NO_FD: u32 = u32::MAX;
+
+/// What we know of such a queue.
+#[derive(Debug)]
+pub(super) struct Passed {
+    /// `V4L2_MEMORY_*`
+    memory: u32,
+    /// Never used for another queue.
+    id: u64,
+    /// No buffer has a higher index, nor this.
+    end: u32,
+    /// Dma-bufs by index of the buffer.
+    imported: BTreeMap<u32, Imported>,
+}
+
+/// What the client has given for a buffer last. Our fds stay open as long, so that a number that the driver repeats has
+/// one meaning.
+#[derive(Debug, Default)]
+struct Imported {
+    /// The driver keeps what it has, whatever the next QBUF says.
+    prepared: bool,
+    planes: Vec<Plane>,
+    /// The client's number of the request that it was queued in, which the driver repeats as ours.
+    request_fd: u32,
+}
+
+#[derive(Debug)]
+struct Plane {
+    client_fd: u32,
+    ours: Option<OwnedFd>,
+}
+
+impl Plane {
+    fn number(&self) -> u32 {
+        self.ours
+            .as_ref()
+            .map_or(NO_FD, |fd| fd.as_raw_fd().cast_unsigned())
+    }
+}
+
+/// Of an fd or an offset only the low half of the union counts.
+const fn low_half(m: u64) -> u32 {
+    (m & 0xffff_ffff) as u32
+}
+
+impl Passed {
+    pub(super) fn new(memory: u32, count: u32) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            memory,
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            end: count,
+            imported: BTreeMap::new(),
+        }
+    }
+
+    /// There are buffers up to `end` now.
+    pub(super) fn created(&mut self, end: u32) {
+        self.end = self.end.max(end);
+    }
+
+    /// Names this queue.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Is nothing in `head` a file of the client's?
+    pub(super) fn needs_no_caller(&self, head: &V4l2Buffer) -> bool {
+        self.memory == memory::MMAP && head.flags & buf_flag::REQUEST_FD == 0
+    }
+
+    /// For people.
+    pub(super) fn memory_name(&self) -> &'static str {
+        if self.memory == memory::MMAP {
+            "MMAP"
+        } else {
+            "DMABUF"
+        }
+    }
+
+    /// The indices that buffers of the device's own may have.
+    pub(super) fn mmap_indices(&self) -> Range<u32> {
+        0..if self.memory == memory::MMAP { self.end } else { 0 }
+    }
+
+    pub(super) fn removed(&mut self, indices: Range<u32>) {
+        self.imported.retain(|index, _| !indices.contains(index));
+    }
+
+    pub(super) fn streamoff(&mut self) {
+        for imported in self.imported.values_mut() {
+            imported.prepared = false;
+        }
+    }
+
+    pub(super) fn dequeued(&mut self, index: u32) {
+        if let Some(imported) = self.imported.get_mut(&index) {
+            imported.prepared = false;
+        }
+    }
+
+    /// The device's answer with the client's own numbers.
+    pub(super) fn reply(&self, device: &PlanarBuffer, asked: &PlanarBuffer) -> PlanarBuffer {
+        let mut planes = Queue::planes_of(device, asked);
+        let described = device.described().len();
+        let known = self.imported.get(&device.head.index);
+        for (at, plane) in planes.iter_mut().take(described).enumerate() {
+            let given = known.and_then(|imported| imported.planes.get(at));
+            let offset_or_fd = if self.memory == memory::MMAP {
+                low_half(plane.m)
+            } else {
+                given
+                    .filter(|given| given.number() == low_half(plane.m))
+                    .map_or(0, |given| given.client_fd)
+            };
+            // The other half of the union is the caller's, and stays.
+            let rest = asked.planes.get(at).map_or(0, |asked| asked.m & !0xffff_ffff);
+            plane.m = rest | u64::from(offset_or_fd);
+        }
+        let mut head = V4l2Buffer {
+            m: asked.head.m,
+            ..device.head
+        };
+        if head.flags & buf_flag::REQUEST_FD != 0 {
+            head.request_fd = known.map_or(0, |imported| imported.request_fd);
+        }
+        PlanarBuffer { head, planes }
+    }
+}
+
+impl Session {
+    /// QBUF or PREPARE_BUF of a buffer of such a queue. `caller` may be missing where [`Passed::needs_no_caller`].
+    pub(super) fn give_passed(
+        &self,
+        op: QueueOp,
+        asked: &PlanarBuffer,
+        caller: Option<&BlockedThread>,
+    ) -> Result<PlanarBuffer, Errno> {
+        let head = &asked.head;
+        let in_request = head.flags & buf_flag::REQUEST_FD != 0;
+        if in_request && head.memory != memory::MMAP {
+            return Err(self.refuse_request(op, asked));
+        }
+        // What is no request is -1 to the driver, which says so.
+        let request = caller
+            .filter(|_| in_request)
+            .and_then(|caller| caller.request(head.request_fd.cast_signed()));
+        let brought = || {
+            let plane = |plane: &V4l2Plane| Plane {
+                client_fd: low_half(plane.m),
+                ours: caller.and_then(|caller| caller.dma_buf(low_half(plane.m).cast_signed())),
+            };
+            asked.planes.iter().map(plane).collect::<Vec<_>>()
+        };
+        // Not under the lock: looking into another process can take its time.
+        let mut brought = if head.memory == memory::DMABUF {
+            brought()
+        } else {
+            Vec::new()
+        };
+        let mut state = self.lock();
+        let queue = state.queues.of_mut(head.buf_type);
+        let Some(passed) = &mut queue.passed else {
+            // Another thread has called REQBUFS meanwhile.
+            return Err(Errno::EINVAL);
+        };
+        let mut device = Queue::without_references(asked);
+        if head.memory == memory::MMAP {
+            let kept = buf_flag::NO_CACHE_CLEAN | buf_flag::NO_CACHE_INVALIDATE | buf_flag::REQUEST_FD;
+            device.head.flags |= head.flags & kept;
+            device.head.request_fd = match &request {
+                Some(request) => request.as_raw_fd().cast_unsigned(),
+                None if in_request => NO_FD,
+                None => 0,
+            };
+        }
+        for (plane, brought) in device.planes.iter_mut().zip(&brought) {
+            plane.m = u64::from(brought.number());
+        }
+        let outcome = self.node.buffer_ioctl(op, &mut device);
+        let keeps = |device: &PlanarBuffer| device.head.flags & buf_flag::PREPARED != 0;
+        let taken = match outcome {
+            Ok(()) => true,
+            Err(_) => {
+                // A driver that refuses to start streaming keeps the buffer prepared (videobuf2-core.c:1884).
+                let mut now = PlanarBuffer::blank(head.buf_type, head.index);
+                self.node.buffer_ioctl(QueueOp::Querybuf, &mut now).is_ok() && keeps(&now)
+            }
+        };
+        // An index that no buffer has leaves nothing behind.
+        if taken {
+            let imported = passed.imported.entry(head.index).or_default();
+            imported.request_fd = head.request_fd;
+            if !imported.prepared {
+                imported.planes = std::mem::take(&mut brought);
+                imported.prepared = true;
+            }
+        }
+        outcome?;
+        Ok(passed.reply(&device, asked))
+    }
+
+    /// No requests for dma-bufs, which a driver looks up by their numbers when the *client* queues the request: what a queue without them says, after its other checks.
+    fn refuse_request(&self, op: QueueOp, asked: &PlanarBuffer) -> Errno {
+        let mut now = PlanarBuffer::blank(asked.head.buf_type, asked.head.index);
+        let known = self.node.buffer_ioctl(QueueOp::Querybuf, &mut now).is_ok();
+        let queued = now.head.flags & (buf_flag::QUEUED | buf_flag::DONE) != 0;
+        if op == QueueOp::PrepareBuf || !known || queued || asked.head.memory == memory::USERPTR {
+            Errno::EINVAL
+        } else {
+            Errno::EBADR
+        }
+    }
+}

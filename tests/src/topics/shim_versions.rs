@@ -1,0 +1,2 @@
+use crate::setup::Test;
+pub const TESTS: &[(&str, Test)] = &[];
