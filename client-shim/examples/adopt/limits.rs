@@ -194,6 +194,7 @@ pub(crate) fn a_full_table(lender: &Lender) {
 }
 
 pub(crate) fn nothing_is_left_behind(lender: &Lender) {
+    const LEN: usize = 16 * PAGE;
     let test = || {
         let whole = Memory::anonymous(3 * LEN);
         whole.fill(1);
