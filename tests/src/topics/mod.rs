@@ -33,6 +33,7 @@ mod read;
 mod readiness;
 mod resolve_matrix;
 mod sharing;
+pub mod shim_attacks;
 mod signals;
 mod verdicts;
 mod write;
@@ -62,6 +63,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             kill_loop::TESTS,
             lifecycle::TESTS,
             observe::TESTS,
+            shim_attacks::TESTS,
             kernel_log::TESTS,
         ],
         Set::Kinds => &[
