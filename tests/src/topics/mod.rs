@@ -38,6 +38,7 @@ mod shim32;
 mod shim_mmap;
 mod shim_programs;
 mod shim_versions;
+pub mod shim_attacks;
 mod signals;
 mod verdicts;
 mod write;
@@ -68,6 +69,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             kill_loop::TESTS,
             lifecycle::TESTS,
             observe::TESTS,
+            shim_attacks::TESTS,
             kernel_log::TESTS,
         ],
         Set::Kinds => &[
