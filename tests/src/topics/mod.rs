@@ -34,6 +34,7 @@ mod readiness;
 mod resolve_matrix;
 mod sharing;
 mod shim32;
+mod shim_adoption;
 mod shim_mmap;
 mod shim_programs;
 mod shim_versions;
@@ -109,6 +110,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             },
             shim_mmap::TESTS,
             compliance::SHIM,
+            shim_adoption::TESTS,
             shim_versions::TESTS,
             kernel_log::TESTS,
         ],
