@@ -26,6 +26,9 @@ mod map;
 #[allow(unsafe_code)]
 mod next;
 mod node;
+mod redirect;
 #[allow(unsafe_code)]
 mod sys;
+#[cfg(test)]
+mod testing;
 mod video;

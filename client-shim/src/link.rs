@@ -124,3 +124,184 @@ fn receive(socket: BorrowedFd<'_>) -> Result<(Answer, Option<OwnedFd>), LinkErro
         _ => Err(LinkError::NoAnswer),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Seek, Write};
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::thread::sleep;
+    use std::time::{Duration, Instant};
+
+    use rustix::io::{FdFlags, fcntl_getfd};
+    use rustix::pipe::pipe;
+    use vidcompat_proto::Errno;
+    use vidcompat_proto::shim::{Answer, Ask, MESSAGE_BYTES};
+
+    use super::{LinkError, PATIENCE};
+    use crate::testing::{Fake, asked, send, with_signals, without_allocating};
+
+    const ASK: Ask = Ask::NextMove;
+    const FILE: Answer = Answer::File { close_on_exec: false };
+
+    fn memfd(contents: &[u8]) -> OwnedFd {
+        let mut file = File::from(rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::empty()).unwrap());
+        file.write_all(contents).unwrap();
+        file.rewind().unwrap();
+        file.into()
+    }
+
+    #[test]
+    fn an_answer_comes_with_its_file_and_nothing_is_allocated() {
+        let fake = Fake::answering(ASK, FILE, Some(memfd(b"contents")));
+        let link = fake.link();
+        let (answer, file) = without_allocating(|| link.ask(ASK)).unwrap();
+        assert_eq!(answer, FILE);
+        let file = file.unwrap();
+        assert!(fcntl_getfd(&file).unwrap().contains(FdFlags::CLOEXEC));
+        let mut contents = String::new();
+        File::from(file).read_to_string(&mut contents).unwrap();
+        assert_eq!(contents, "contents");
+    }
+
+    #[test]
+    fn an_answer_without_a_file() {
+        for answer in [Answer::Nothing, Answer::Yes, Answer::Errno(Errno::EBUSY)] {
+            let fake = Fake::answering(ASK, answer, None);
+            let (came, file) = fake.link().ask(ASK).unwrap();
+            assert_eq!(came, answer);
+            assert!(file.is_none());
+        }
+    }
+
+    #[test]
+    fn nonsense_is_no_answer() {
+        let good = Answer::Nothing.encode();
+        let with = |at: usize, byte: u8| {
+            let mut message = good.to_vec();
+            message[at] = byte;
+            message
+        };
+        let nonsense: [Vec<u8>; 8] = [
+            good[..MESSAGE_BYTES / 2].to_vec(),
+            vec![1],
+            [&good[..], b"x"].concat(),
+            vec![0xff; 100_000],
+            with(0, b'V'),
+            with(4, 2),
+            with(6, 3),
+            Answer::Map { offset: 0 }.encode().to_vec(),
+        ];
+        for message in nonsense {
+            let fake = Fake::sending(ASK, message.clone(), Vec::new());
+            assert_eq!(
+                fake.link().ask(ASK).err(),
+                Some(LinkError::NoAnswer),
+                "{:?}",
+                &message[..1]
+            );
+        }
+    }
+
+    #[test]
+    fn files_that_nobody_has_asked_for_are_closed() {
+        for (answer, files) in [(Answer::Nothing, 1), (Answer::Yes, 3), (FILE, 2), (FILE, 8)] {
+            let (reader, writer) = pipe().unwrap();
+            let sent = (0..files).map(|_| writer.try_clone().unwrap()).collect();
+            drop(writer);
+            let fake = Fake::sending(ASK, answer.encode().to_vec(), sent);
+            assert_eq!(fake.link().ask(ASK).err(), Some(LinkError::NoAnswer));
+            drop(fake);
+            // The end of the pipe comes when nobody has the other end any more.
+            assert_eq!(
+                rustix::io::read(&reader, &mut [0; 1]),
+                Ok(0),
+                "{answer:?} with {files}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_hangs_up_or_says_nothing_is_no_answer() {
+        let fake = Fake::serving(|socket| assert_eq!(asked(socket), ASK));
+        assert_eq!(fake.link().ask(ASK).err(), Some(LinkError::NoAnswer));
+        let fake = Fake::serving(|_| {});
+        assert_eq!(fake.link().ask(ASK).err(), Some(LinkError::NoAnswer));
+
+        let (_still, end) = pipe().unwrap();
+        let begin = Instant::now();
+        let fake = Fake::serving(move |socket| {
+            assert_eq!(asked(socket), ASK);
+            sleep(PATIENCE * 2);
+            drop(end);
+        });
+        assert_eq!(fake.link().ask(ASK).err(), Some(LinkError::NoAnswer));
+        assert!(
+            begin.elapsed() >= PATIENCE && begin.elapsed() < PATIENCE * 2,
+            "{:?}",
+            begin.elapsed()
+        );
+    }
+
+    #[test]
+    fn a_daemon_that_accepts_nobody_is_no_answer() {
+        let fake = Fake::nobody();
+        let _listening = fake.listening(0);
+        // The queue of 0 has one place.
+        let link = fake.link();
+        let first = link.connect().unwrap();
+        let begin = Instant::now();
+        assert_eq!(link.ask(ASK).err(), Some(LinkError::NoAnswer));
+        assert!(begin.elapsed() < PATIENCE * 3);
+        drop(first);
+    }
+
+    #[test]
+    fn without_a_socket_or_a_listener_there_is_no_daemon() {
+        let fake = Fake::nobody();
+        assert_eq!(fake.link().ask(ASK).err(), Some(LinkError::NoDaemon));
+        drop(fake.listening(1));
+        assert_eq!(fake.link().ask(ASK).err(), Some(LinkError::NoDaemon));
+    }
+
+    #[test]
+    fn a_path_that_makes_no_sense_is_no_answer() {
+        let fake = Fake::nobody();
+        for length in [0, 109, u16::MAX] {
+            let mut link = fake.link();
+            link.hello.socket_len = length;
+            assert_eq!(link.ask(ASK).err(), Some(LinkError::NoAnswer));
+        }
+    }
+
+    #[test]
+    fn signals_do_not_end_the_wait() {
+        let fake = Fake::serving(|socket| {
+            assert_eq!(asked(socket), ASK);
+            sleep(Duration::from_millis(200));
+            send(socket, &FILE.encode(), &[memfd(b"late")]);
+        });
+        let (answer, file) = with_signals(|| fake.link().ask(ASK)).unwrap();
+        assert_eq!(answer, FILE);
+        assert!(file.is_some());
+    }
+
+    #[test]
+    fn signals_do_not_make_the_wait_endless() {
+        let fake = Fake::serving(|socket| {
+            assert_eq!(asked(socket), ASK);
+            sleep(PATIENCE * 3);
+        });
+        let begin = Instant::now();
+        assert_eq!(
+            with_signals(|| fake.link().ask(ASK)).err(),
+            Some(LinkError::NoAnswer)
+        );
+        assert!(begin.elapsed() < PATIENCE * 5 / 2, "{:?}", begin.elapsed());
+    }
+
+    #[test]
+    fn other_files_have_no_link() {
+        assert!(super::Link::of(File::open("/dev/null").unwrap().as_fd()).is_none());
+    }
+}

@@ -1,6 +1,6 @@
 //! The functions that the program would have reached without us: libc's, or those of another preloaded library.
 
-use std::ffi::{CStr, c_int, c_long, c_uint, c_ulong, c_void};
+use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use std::marker::PhantomData;
 use std::mem::transmute_copy;
 use std::ptr::null_mut;
@@ -90,6 +90,13 @@ pub(crate) type Ioctl = unsafe extern "C-unwind" fn(c_int, c_ulong, *mut c_void)
 type Mmap<Offset> =
     unsafe extern "C-unwind" fn(*mut c_void, usize, c_int, c_int, c_int, Offset) -> *mut c_void;
 /// As [`Ioctl`]. The result is a `long`, and an address after mmap.
+type Fopen = unsafe extern "C-unwind" fn(*const c_char, *const c_char) -> *mut c_void;
+type Open = unsafe extern "C-unwind" fn(*const c_char, c_int, ...) -> c_int;
+type Open2 = unsafe extern "C-unwind" fn(*const c_char, c_int) -> c_int;
+type Openat = unsafe extern "C-unwind" fn(c_int, *const c_char, c_int, ...) -> c_int;
+type Openat2 = unsafe extern "C-unwind" fn(c_int, *const c_char, c_int) -> c_int;
+type Stat = unsafe extern "C-unwind" fn(*const c_char, *mut c_void) -> c_int;
+type Fstat = unsafe extern "C-unwind" fn(c_int, *mut c_void) -> c_int;
 type Syscall = unsafe extern "C-unwind" fn(c_long, usize, usize, usize, usize, usize, usize) -> usize;
 
 macro_rules! functions {
@@ -123,6 +130,24 @@ functions! {
     MMAP = c"mmap", Mmap<usize>;
     MMAP64 = c"mmap64", Mmap<u64>;
     SYSCALL = c"syscall", Syscall;
+    OPEN = c"open", Open;
+    OPEN64 = c"open64", Open;
+    OPENAT = c"openat", Openat;
+    OPENAT64 = c"openat64", Openat;
+    OPEN_2 = c"__open_2", Open2;
+    OPEN64_2 = c"__open64_2", Open2;
+    OPENAT_2 = c"__openat_2", Openat2;
+    OPENAT64_2 = c"__openat64_2", Openat2;
+    FOPEN = c"fopen", Fopen;
+    FOPEN64 = c"fopen64", Fopen;
+    STAT = c"stat", Stat;
+    FSTAT = c"fstat", Fstat;
+    STAT64 = c"stat64", Stat;
+    FSTAT64 = c"fstat64", Fstat;
+    #[cfg(target_pointer_width = "32")]
+    STAT64_TIME64 = c"__stat64_time64", Stat;
+    #[cfg(target_pointer_width = "32")]
+    FSTAT64_TIME64 = c"__fstat64_time64", Fstat;
 }
 
 /// Is the next `ioctl` that of libv4l's preloads? They convert and emulate, so they must see what the program says and not

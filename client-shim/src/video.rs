@@ -148,3 +148,7 @@ fn lowest(file: OwnedFd, close_on_exec: bool) -> OwnedFd {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(unsafe_code)]
+mod tests;

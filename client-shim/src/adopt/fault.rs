@@ -126,17 +126,12 @@ impl Fault {
         while rustix::io::read(&self.0, &mut message).is_ok() {}
     }
 
-    /// Puts a copy of `source`, of the same length, into the pages of `stretch`, none of which is there, and wakes those
-    /// who wait. Returns the bytes that are filled when the kernel cannot go on.
+    /// Puts a copy of `source`, of the same length, into the pages of `stretch` behind the first `done` bytes, none of
+    /// which is there, and wakes those who wait.
     ///
     /// # Errors
     /// What the kernel says, and how far it has come.
-    pub(super) fn fill(&self, stretch: Stretch, source: &Mapping) -> std::result::Result<(), (usize, Errno)> {
-        self.fill_from(stretch, source, 0)
-    }
-
-    /// The same, where the first `done` bytes are filled.
-    pub(super) fn fill_from(
+    pub(super) fn fill(
         &self,
         stretch: Stretch,
         source: &Mapping,

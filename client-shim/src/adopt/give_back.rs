@@ -107,7 +107,7 @@ const READ_WRITE: MprotectFlags = MprotectFlags::READ.union(MprotectFlags::WRITE
 /// Fills the stretch, which is empty, and lets those go on who wait.
 fn fill(fault: &Fault, stretch: Stretch, alias: Mapping) {
     let mut done = 0;
-    while let Err((filled, error)) = fault.fill_from(stretch, &alias, done) {
+    while let Err((filled, error)) = fault.fill(stretch, &alias, done) {
         done = match error {
             // The program has just unmapped this page, or filled it: it is not ours to fill.
             Errno::NOENT | Errno::EXIST => filled + sys::page_bytes(),

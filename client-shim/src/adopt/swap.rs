@@ -92,7 +92,7 @@ fn put_back(kept: Mapping, stretch: Stretch, fault: &Fault) {
             Ok(()) => return fault.wake(stretch),
             Err(kept) => kept,
         };
-        match fault.fill_from(stretch, &kept, done) {
+        match fault.fill(stretch, &kept, done) {
             Ok(()) | Err((_, Errno::NOENT)) => break,
             // No memory for a page: the next time there may be.
             Err((filled, _)) => done = filled,

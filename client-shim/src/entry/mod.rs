@@ -7,6 +7,7 @@
 //! The next function is called outside of [`guard()`] and with nothing to put back in our frames: `close` is a cancellation
 //! point, and glibc cancels by unwinding.
 
+mod open;
 mod syscall;
 
 use std::ffi::{c_int, c_uint, c_ulong, c_void};

@@ -3,10 +3,10 @@
 use std::ffi::{c_int, c_long, c_ulong, c_void};
 use std::ptr::with_exposed_provenance_mut;
 
-use super::{closed, command};
+use super::{closed, command, open};
 use crate::map::{Wanted, map};
 use crate::video::{self, Way};
-use crate::{adopt, next, sys};
+use crate::{adopt, next, redirect, sys};
 
 /// The mmap of this architecture that takes its arguments in registers, and the bytes of one unit of its offset.
 #[cfg(target_pointer_width = "64")]
@@ -16,7 +16,7 @@ const MMAP: (c_long, u64) = (libc::SYS_mmap2, 4096);
 const SYS_MMAP: c_long = MMAP.0;
 
 /// The low half of an argument, which is all of it that the kernel reads as an `int`.
-const fn int(argument: usize) -> c_int {
+pub(super) const fn int(argument: usize) -> c_int {
     #[allow(clippy::cast_possible_truncation)]
     c_int::from_ne_bytes((argument as u32).to_ne_bytes())
 }
@@ -48,12 +48,46 @@ pub unsafe extern "C-unwind" fn syscall(
         // SAFETY: the program's own call.
         #[cfg(not(target_arch = "aarch64"))]
         libc::SYS_dup2 => unsafe { closing(number, a, b, c, d, e, f) },
+        // SAFETY: the program's own call.
+        libc::SYS_openat | libc::SYS_openat2 if redirect::is_on() => unsafe {
+            opening(number, a, b, c, d, e, f)
+        },
+        // SAFETY: the program's own call.
+        #[cfg(not(target_arch = "aarch64"))]
+        libc::SYS_open if redirect::is_on() => unsafe { opening(number, a, b, c, d, e, f) },
         _ => {
             let next = next::SYSCALL.found().unwrap_or(closing);
             // SAFETY: the program's own call.
             unsafe { next(number, a, b, c, d, e, f) }
         }
     }
+}
+
+/// Opens ours where the program opens a real node.
+///
+/// # Safety
+/// syscall(2).
+#[inline(never)]
+unsafe extern "C-unwind" fn opening(
+    number: c_long,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> usize {
+    let next = next::SYSCALL.get();
+    // Where the path is, and whether flags follow: openat2 has them in a struct.
+    let (path_at, has_flags) = match number {
+        libc::SYS_openat => (1, true),
+        libc::SYS_openat2 => (1, false),
+        _ => (0, true),
+    };
+    open::by_syscall(path_at, has_flags, [a, b, c, d, e, f], |[a, b, c, d, e, f]| {
+        // SAFETY: the program's own call, but perhaps for a path of ours.
+        unsafe { next(number, a, b, c, d, e, f) }
+    })
 }
 
 /// Looks for the next `syscall` where it must, and afterwards at what was closed.

@@ -32,6 +32,7 @@ mod random;
 mod read;
 mod readiness;
 mod resolve_matrix;
+mod run;
 mod sharing;
 mod shim32;
 mod shim_adoption;
@@ -112,6 +113,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             compliance::SHIM,
             shim_adoption::TESTS,
             shim_versions::TESTS,
+            run::TESTS,
             kernel_log::TESTS,
         ],
         Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],

@@ -6,6 +6,8 @@ use rustix::fd::AsFd;
 use rustix::io::Result;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 
+use super::with_errno_kept;
+
 /// Addresses of this process, whole pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::adopt) struct Stretch {
@@ -65,10 +67,16 @@ impl Mapping {
     /// Takes the pages away from `stretch`, which stays mapped and is empty afterwards; both in one step for every other
     /// thread (`MREMAP_DONTUNMAP`). The program's pages, their advice and their place in its mapping come along.
     pub(in crate::adopt) fn taken_from(stretch: Stretch) -> Result<Self> {
-        let flags = MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP;
-        // SAFETY: the program has given this memory to a driver, to be written at any time: no reference of ours is in
-        // it, and the caller has seen to those who touch it meanwhile.
-        let start = unsafe { rustix::mm::mremap(stretch.pointer(), stretch.len, stretch.len, flags) }?;
+        let (from, len) = (stretch.pointer(), stretch.len);
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP;
+        let anywhere = std::ptr::null_mut::<c_void>();
+        // libc's: the kernel reads the fifth argument here, too (mm/mremap.c, `mremap_to`), and rustix passes none.
+        let start = with_errno_kept(|| {
+            // SAFETY: the program has given this memory to a driver, to be written at any time: no reference of ours is
+            // in it, and the caller has seen to those who touch it meanwhile.
+            let start = unsafe { libc::mremap(from, len, len, flags, anywhere) };
+            (start != libc::MAP_FAILED).then_some(start)
+        })?;
         Ok(Self(Stretch {
             start: start.expose_provenance(),
             len: stretch.len,

@@ -2,8 +2,8 @@
 //! folder's `unsafe` is here.
 //!
 //! What is called goes to the kernel directly: errno stays the program's, and nobody's interposed function is in
-//! between. Of libc only what allocates nothing: `clone`, `getenv`, `pthread_atfork`,
-//! `pthread_sigmask`, `sysconf`.
+//! between. Of libc only what allocates nothing: `clone`, `getenv`, `mremap`,
+//! `pthread_atfork`, `pthread_sigmask`, `sysconf`.
 
 mod lock;
 mod mapping;
@@ -108,8 +108,8 @@ fn errno_place() -> *mut c_int {
     unsafe { libc::__errno_location() }
 }
 
-/// Runs `call`, which is libc's, and leaves errno as it was.
-fn with_errno_kept(call: impl FnOnce() -> c_int) -> Result<c_int> {
+/// Runs `call`, which is libc's and returns `None` where it fails, and leaves errno as it was.
+fn with_errno_kept<R>(call: impl FnOnce() -> Option<R>) -> Result<R> {
     let place = errno_place();
     // SAFETY: this thread's own errno.
     let before = unsafe { place.read() };
@@ -118,8 +118,5 @@ fn with_errno_kept(call: impl FnOnce() -> c_int) -> Result<c_int> {
     let errno = unsafe { place.read() };
     // SAFETY: this thread's own errno.
     unsafe { place.write(before) };
-    if result < 0 {
-        return Err(Errno::from_raw_os_error(errno));
-    }
-    Ok(result)
+    result.ok_or_else(|| Errno::from_raw_os_error(errno))
 }

@@ -59,7 +59,8 @@ pub(in crate::adopt) fn with_reader<R>(
     with_errno_kept(|| {
         // SAFETY: stack and argument stay until it has ended, which is waited for below. It has our thread pointer and
         // does not use it. Signals are blocked: the caller holds the lock.
-        unsafe { libc::clone(read_one, top, flags, argument, none, none, reader.runs.as_ptr()) }
+        let id = unsafe { libc::clone(read_one, top, flags, argument, none, none, reader.runs.as_ptr()) };
+        (id >= 0).then_some(id)
     })?;
     let result = work();
     reader.stop.store(true, Ordering::Relaxed);

@@ -80,6 +80,8 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        let refused = self.refused.load(Ordering::Relaxed);
+        tracing::debug!(refused, "the shim's socket ends");
         self.ending.store(true, Ordering::Release);
         // Wakes the thread that accepts, and lets nobody connect any more.
         if let Err(error) = shutdown(self.claim.as_fd().as_raw_fd(), Shutdown::Both) {
