@@ -35,6 +35,7 @@ mod resolve_matrix;
 mod run;
 mod sharing;
 mod shim32;
+mod shim_adoption;
 mod shim_mmap;
 mod shim_programs;
 mod shim_versions;
@@ -112,6 +113,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             },
             shim_mmap::TESTS,
             compliance::SHIM,
+            shim_adoption::TESTS,
             shim_versions::TESTS,
             run::TESTS,
             kernel_log::TESTS,
