@@ -93,7 +93,7 @@ pub(crate) fn no_room_for_addresses_or_files(lender: &Lender) {
     let limited = |resource, value| {
         let limit = libc::rlimit {
             rlim_cur: value,
-            rlim_max: libc::RLIM_INFINITY.min(1 << 20),
+            rlim_max: 1 << 20,
         };
         let limit = match resource {
             libc::RLIMIT_AS => libc::rlimit {
