@@ -56,7 +56,7 @@ pub(crate) fn ioctl(fd: c_int, command: Command, argument: usize, call: impl Fn(
         if command.number() == nr::EXPBUF {
             fetch(&Link::of(sys::program_fd(fd)?)?, argument)
         } else {
-            if adopt::any() {
+            if adopt::any() && !matches!(command.number(), nr::QBUF | nr::PREPARE_BUF) {
                 adopt::reconcile();
             }
             Some(Ok(()))
@@ -104,8 +104,7 @@ fn obey(fd: c_int) -> bool {
     let Some(link) = sys::program_fd(fd).and_then(Link::of) else {
         return false;
     };
-    adopt::obey(&link);
-    true
+    adopt::obey(&link)
 }
 
 /// EXPBUF has left a ticket at `argument`: fetches the fd for it and puts its number there. `None`: nobody answers.

@@ -36,6 +36,16 @@ impl Turns {
     }
 }
 
+/// Handlers of somebody's library that close files at fork. They were there before the first adoption, so ours are around
+/// them.
+pub(crate) fn close_files_at_fork() {
+    extern "C" fn close_a_file() {
+        crate::adopt::reconcile();
+    }
+    let handler = Some(close_a_file as unsafe extern "C" fn());
+    assert_eq!(unsafe { libc::pthread_atfork(handler, handler, handler) }, 0);
+}
+
 pub(crate) fn fork_has_a_copy(lender: &Lender) {
     let whole = Memory::anonymous(3 * LEN);
     whole.fill(1);

@@ -31,7 +31,7 @@ extern "C" fn before() {
 extern "C" fn in_parent() {
     if let Some(table) = table::resume() {
         for entry in table.entries() {
-            entry.adopted.kept.discard();
+            let _ = entry.adopted.kept.discard();
         }
     }
 }

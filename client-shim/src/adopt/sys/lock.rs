@@ -57,9 +57,14 @@ impl<T> Guarded<T> {
         Guard { of: self, mask }
     }
 
+    /// Has this thread left the lock held? Who locks then waits for himself.
+    pub(in crate::adopt) fn is_left_by_us(&self) -> bool {
+        self.left_by.load(Ordering::Relaxed) == this_thread()
+    }
+
     /// The lock that this thread has left held; `None` for every other.
     pub(in crate::adopt) fn resume(&'static self) -> Option<Guard<T>> {
-        if self.left_by.load(Ordering::Relaxed) != this_thread() {
+        if !self.is_left_by_us() {
             return None;
         }
         self.left_by.store(0, Ordering::Relaxed);
