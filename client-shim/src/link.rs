@@ -286,7 +286,7 @@ mod tests {
         let mut link = Fake::nobody().link();
         let path = b"/vidcompat-has-no-such-folder/socket";
         link.hello.socket[..path.len()].copy_from_slice(path);
-        link.hello.socket_len = path.len() as u16;
+        link.hello.socket_len = u16::try_from(path.len()).unwrap();
         assert_eq!(link.ask(ASK).err(), Some(LinkError::NoAnswer));
         // With the longest path, and with one that has no folder.
         link.hello.socket = [b'a'; 108];
