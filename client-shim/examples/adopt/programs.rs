@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use vidcompat_proto::shim::Outcome;
 
 use crate::link::{self, DAEMON_IS_DEAD};
-use crate::memory::{Lender, Memory, PAGE, exit_status, in_child};
+use crate::memory::{Lender, Memory, PAGE, in_child};
 use std::sync::atomic::Ordering;
 
 const LEN: usize = 150 * PAGE;
@@ -445,7 +445,6 @@ pub(crate) fn errno_and_the_switch(lender: &Lender) {
         assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), outcome);
     }
     memory.unmap();
-    let _ = exit_status;
 }
 
 /// In a program of its own: what the switch says of memory that cannot be adopted anyway (the buffers may be in use).
