@@ -246,7 +246,7 @@ static void lengths(void)
 		{ "its own", told.length }, { "whole pages", whole }, { "one byte", 1 }, { "one page", PAGE },
 		{ "one page less", whole - PAGE }, { "one byte more than its pages", whole + 1 },
 		{ "one page more", whole + PAGE }, { "twice", 2 * whole }, { "nothing", 0 },
-		{ "all there is", SIZE_MAX }, { "nearly all", SIZE_MAX - 2 * PAGE }, { "a terabyte", (size_t)1 << 40 },
+		{ "all there is", SIZE_MAX }, { "nearly all", SIZE_MAX - 2 * PAGE }, { "half of the addresses", SIZE_MAX / 2 },
 	};
 	for (unsigned at = 0; at < sizeof(tries) / sizeof(*tries); at++) {
 		void *memory = mmap(NULL, tries[at].length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, told.offset);
@@ -257,7 +257,7 @@ static void lengths(void)
 	}
 	struct { const char *name; off_t offset; } places[] = {
 		{ "a page into it", told.offset + (off_t)PAGE }, { "a byte into it", told.offset + 1 },
-		{ "of no buffer", 0x7ffff000 }, { "beyond 32 bits", (off_t)1 << 33 }, { "negative", -(off_t)PAGE },
+		{ "of no buffer", 0x7ffff000 }, { "far away", (off_t)1 << (8 * sizeof(off_t) - 3) }, { "negative", -(off_t)PAGE },
 		{ "the other queue's", told.offset + (1 << 30) },
 	};
 	for (unsigned at = 0; at < sizeof(places) / sizeof(*places); at++) {

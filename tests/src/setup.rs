@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::fs::File;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -143,7 +144,12 @@ pub fn devices() -> anyhow::Result<()> {
                     let node = nodes::vivid(instance, kind)?;
                     ensure!(node.is_mplane() == (instance == 2), "{node}: planes");
                 }
-                still(nodes::vivid(instance, Kind::VideoCapture)?.number()?, SMALL)?;
+                let node = nodes::vivid(instance, Kind::VideoCapture)?;
+                if node.is_mplane() {
+                    still(&node.real(), SMALL)?;
+                } else {
+                    camera(node.number()?, SMALL)?;
+                }
             }
             nodes::named("vim2m")?;
             ensure!(nodes::loopbacks()?.len() == 1, "one node of v4l2loopback");
@@ -165,7 +171,9 @@ fn cameras() -> anyhow::Result<()> {
 
 /// Gives a webcam a small, fast, unchanging picture.
 fn camera(number: u32, (width, height): (usize, usize)) -> anyhow::Result<()> {
-    still(number, (width, height))?;
+    still(&real(number).path(), (width, height))?;
+    let rate = ["-d", &real(number).to_string(), "-p", "120"];
+    client::run("v4l2-ctl", &rate, 4 * AT_ONCE)?;
     ensure!(
         real(number).open()?.sizeimage()? as usize == width * height * 2,
         "{} did not take the format",
@@ -174,14 +182,13 @@ fn camera(number: u32, (width, height): (usize, usize)) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The same, with planes or without.
-fn still(number: u32, (width, height): (usize, usize)) -> anyhow::Result<()> {
-    let path = real(number).to_string();
+/// The same, with planes or without. Of a camera with planes v4l2-ctl does not set the rate.
+fn still(path: &Path, (width, height): (usize, usize)) -> anyhow::Result<()> {
+    let path = path.display().to_string();
     let format = format!("width={width},height={height},pixelformat=YUYV");
-    let format = ["-d", &path, "-v", &format, "-p", "120"];
-    client::run("v4l2-ctl", &format, 4 * AT_ONCE)?;
     // No text, no clock; nothing moves unless a test asks for it.
-    client::run("v4l2-ctl", &["-d", &path, "-c", "osd_text_mode=2"], 4 * AT_ONCE).map(drop)
+    let format = ["-d", &path, "-v", &format, "-c", "osd_text_mode=2"];
+    client::run("v4l2-ctl", &format, 4 * AT_ONCE).map(drop)
 }
 
 /// Runs one test with everything around it.

@@ -28,6 +28,14 @@ pub fn library() -> anyhow::Result<PathBuf> {
     Ok(library)
 }
 
+/// A shim that differs from the daemon in `version`, or in `letter` too, as any real other version does: tests/other-shim
+/// builds them.
+pub fn other_version(which: &str) -> anyhow::Result<String> {
+    let library = std::env::current_dir()?.join(format!("target/other-shim/{which}.so"));
+    ensure!(library.exists(), "there is no {}", library.display());
+    Ok(library.display().to_string())
+}
+
 impl Seat {
     /// The real node.
     pub fn real(node: &Found) -> Self {
@@ -77,6 +85,15 @@ impl Seat {
             self.before = vec!["env".into(), format!("LD_PRELOAD={}", libraries.join(":"))];
         }
         Ok(self)
+    }
+
+    /// As this one, with one more variable (`NAME=value`) in the environment.
+    pub fn with_environment(mut self, variable: &str) -> Self {
+        if self.before.is_empty() {
+            self.before.push("env".into());
+        }
+        self.before.push(variable.into());
+        self
     }
 
     /// Through `vidcompat run`: ours stands at the real one's path.

@@ -35,6 +35,8 @@ mod resolve_matrix;
 mod run;
 mod sharing;
 mod shim32;
+mod shim_adoption;
+pub mod shim_attacks;
 mod shim_mmap;
 mod shim_programs;
 mod shim_versions;
@@ -68,6 +70,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             kill_loop::TESTS,
             lifecycle::TESTS,
             observe::TESTS,
+            shim_attacks::TESTS,
             kernel_log::TESTS,
         ],
         Set::Kinds => &[
@@ -110,6 +113,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             },
             shim_mmap::TESTS,
             compliance::SHIM,
+            shim_adoption::TESTS,
             shim_versions::TESTS,
             run::TESTS,
             kernel_log::TESTS,
