@@ -157,7 +157,7 @@ pub(crate) fn no_write_is_lost(lender: &Lender) {
         let mut cycles = 0;
         let seen = watched(memory, || cycles = exchanges(memory, &buffer, seconds));
         println!("    {pages} pages, {cycles} cycles: {seen:?}");
-        assert!(seen.is_good() && cycles > 20);
+        assert!(seen.is_good() && cycles > 10);
         memory.unmap();
     }
 }
@@ -231,7 +231,7 @@ pub(crate) fn signals_come_at_any_time(lender: &Lender) {
     timer(0);
     let handled = HANDLED.load(Ordering::Relaxed);
     println!("    {cycles} cycles, {handled} signals: {seen:?}");
-    assert!(seen.is_good() && handled > 1000);
+    assert!(seen.is_good() && handled > 100);
     memory.unmap();
 }
 
