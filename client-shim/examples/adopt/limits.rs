@@ -91,14 +91,12 @@ pub(crate) fn no_room_for_mappings(lender: &Lender) {
 
 pub(crate) fn no_room_for_addresses_or_files(lender: &Lender) {
     let limited = |resource, value| {
-        let rlim_max = match resource {
-            libc::RLIMIT_AS => libc::RLIM_INFINITY,
-            _ => 1 << 20,
+        let mut limit = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
         };
-        let limit = libc::rlimit {
-            rlim_cur: value,
-            rlim_max,
-        };
+        assert_eq!(unsafe { libc::getrlimit(resource, &raw mut limit) }, 0);
+        limit.rlim_cur = limit.rlim_max.min(value);
         assert_eq!(unsafe { libc::setrlimit(resource, &raw const limit) }, 0);
     };
     let test = || {
