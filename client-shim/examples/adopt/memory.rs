@@ -249,9 +249,9 @@ pub(crate) fn files() -> Vec<String> {
     files
 }
 
-/// A number of /proc/self/status in KiB.
-pub(crate) fn status(field: &str) -> u64 {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap();
+/// A number of a file of /proc/self, in KiB where it is memory.
+pub(crate) fn number(file: &str, field: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/self/{file}")).unwrap();
     let line = text.lines().find(|line| line.starts_with(field)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
