@@ -1,7 +1,25 @@
 //! The way to the daemon: the token of a file, and one question on the socket.
+//!
+//! Each question has a connection of its own, for there is nowhere to keep one: the program may close any fd, and a child
+//! has its parent's. Nothing of what comes back is believed before it is one of the answers there are.
 
-use rustix::fd::OwnedFd;
-use vidcompat_proto::shim::{Answer, Ask, Hello};
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::time::{Duration, Instant};
+
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::Errno as OsError;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags,
+    SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, send, socket_with,
+};
+use vidcompat_proto::shim::{Answer, Ask, Hello, MESSAGE_BYTES, VERSION};
+
+use crate::{node, sys};
+
+/// How long a daemon may take for one step. It answers in microseconds, and in some milliseconds when it is busy.
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 
 /// What a file of ours has told about its daemon. Plain bytes: it may outlive the file.
 #[derive(Clone, Copy, Debug)]
@@ -19,9 +37,271 @@ pub(crate) enum LinkError {
 }
 
 impl Link {
-    /// Asks, and waits for the answer, some seconds at most. The fd that comes with it is close-on-exec.
+    /// Of the file behind `fd`. `None`: it is none of ours, or its daemon is an old one, another version, or dead.
+    pub(crate) fn of(fd: BorrowedFd<'_>) -> Option<Self> {
+        if !node::is_ours(fd) {
+            return None;
+        }
+        let hello = sys::hello(fd).ok()?;
+        (hello.version == VERSION).then_some(Self { hello })
+    }
+
+    /// Asks, and waits for the answer, some seconds at most. The fd that comes with it is close-on-exec, and it comes with
+    /// the answers that have one and with no others.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
     pub(crate) fn ask(&self, ask: Ask) -> Result<(Answer, Option<OwnedFd>), LinkError> {
-        let _ = (self.hello, ask);
-        Err(LinkError::NoDaemon)
+        let socket = self.connect()?;
+        persist(|| send(&socket, &ask.encode(self.hello.token), SendFlags::NOSIGNAL))
+            .map_err(|_| LinkError::NoAnswer)?;
+        receive(socket.as_fd())
+    }
+
+    fn connect(&self) -> Result<OwnedFd, LinkError> {
+        let path = self.hello.socket.get(..usize::from(self.hello.socket_len));
+        let address = path
+            .filter(|path| !path.is_empty())
+            .and_then(|path| SocketAddrUnix::new(path).ok())
+            .ok_or(LinkError::NoAnswer)?;
+        let socket = socket_with(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(|_| LinkError::NoAnswer)?;
+        // connect, too, waits: for a place in the queue of a daemon that does not accept.
+        for which in [Timeout::Send, Timeout::Recv] {
+            set_socket_timeout(&socket, which, Some(PATIENCE)).map_err(|_| LinkError::NoAnswer)?;
+        }
+        match persist(|| connect(&socket, &address)) {
+            Ok(()) => Ok(socket),
+            Err(OsError::CONNREFUSED | OsError::NOENT) => Err(LinkError::NoDaemon),
+            Err(_) => Err(LinkError::NoAnswer),
+        }
+    }
+}
+
+/// Does `call` again as long as signals end it, but not for ever: each time the socket's patience begins anew.
+fn persist<T>(mut call: impl FnMut() -> Result<T, OsError>) -> Result<T, OsError> {
+    let begin = Instant::now();
+    loop {
+        match call() {
+            Err(OsError::INTR) if begin.elapsed() < PATIENCE => {}
+            done => return done,
+        }
+    }
+}
+
+fn receive(socket: BorrowedFd<'_>) -> Result<(Answer, Option<OwnedFd>), LinkError> {
+    let mut message = [0; MESSAGE_BYTES];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = persist(|| {
+        let mut into = [IoSliceMut::new(&mut message)];
+        recvmsg(socket, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+    });
+    let received = received.map_err(|_| LinkError::NoAnswer)?;
+    // The space's padding has room for a second one on 64 bits.
+    let mut files = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(files) => Some(files),
+        _ => None,
+    });
+    let mut files = files.by_ref().flatten();
+    let file = files.next();
+    let one = files.next().is_none();
+    drop(files);
+
+    let whole = !received
+        .flags
+        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
+    let answer = message
+        .get(..received.bytes)
+        .and_then(|message| Answer::decode(message).ok());
+    match answer {
+        Some(answer) if whole && one && answer.has_file() == file.is_some() => Ok((answer, file)),
+        _ => Err(LinkError::NoAnswer),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Seek, Write};
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::thread::sleep;
+    use std::time::{Duration, Instant};
+
+    use rustix::io::{FdFlags, fcntl_getfd};
+    use rustix::pipe::pipe;
+    use vidcompat_proto::Errno;
+    use vidcompat_proto::shim::{Answer, Ask, MESSAGE_BYTES};
+
+    use super::{LinkError, PATIENCE};
+    use crate::testing::{Fake, asked, send, with_signals, without_allocating};
+
+    const ASK: Ask = Ask::NextMove;
+    const FILE: Answer = Answer::File { close_on_exec: false };
+
+    fn memfd(contents: &[u8]) -> OwnedFd {
+        let mut file = File::from(rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::empty()).unwrap());
+        file.write_all(contents).unwrap();
+        file.rewind().unwrap();
+        file.into()
+    }
+
+    #[test]
+    fn an_answer_comes_with_its_file_and_nothing_is_allocated() {
+        let fake = Fake::answering(ASK, FILE, Some(memfd(b"contents")));
+        let link = fake.link();
+        let (answer, file) = without_allocating(|| link.ask(ASK)).unwrap();
+        assert_eq!(answer, FILE);
+        let file = file.unwrap();
+        assert!(fcntl_getfd(&file).unwrap().contains(FdFlags::CLOEXEC));
+        let mut contents = String::new();
+        File::from(file).read_to_string(&mut contents).unwrap();
+        assert_eq!(contents, "contents");
+    }
+
+    #[test]
+    fn an_answer_without_a_file() {
+        for answer in [Answer::Nothing, Answer::Yes, Answer::Errno(Errno::EBUSY)] {
+            let fake = Fake::answering(ASK, answer, None);
+            let (came, file) = fake.link().ask(ASK).unwrap();
+            assert_eq!(came, answer);
+            assert!(file.is_none());
+        }
+    }
+
+    #[test]
+    fn nonsense_is_no_answer() {
+        let good = Answer::Nothing.encode();
+        let with = |at: usize, byte: u8| {
+            let mut message = good.to_vec();
+            message[at] = byte;
+            message
+        };
+        let nonsense: [Vec<u8>; 8] = [
+            good[..MESSAGE_BYTES / 2].to_vec(),
+            vec![1],
+            [&good[..], b"x"].concat(),
+            vec![0xff; 100_000],
+            with(0, b'V'),
+            with(4, 2),
+            with(6, 3),
+            Answer::Map { offset: 0 }.encode().to_vec(),
+        ];
+        for message in nonsense {
+            let fake = Fake::sending(ASK, message.clone(), Vec::new());
+            assert_eq!(
+                fake.link().ask(ASK).err(),
+                Some(LinkError::NoAnswer),
+                "{:?}",
+                &message[..1]
+            );
+        }
+    }
+
+    #[test]
+    fn files_that_nobody_has_asked_for_are_closed() {
+        for (answer, files) in [(Answer::Nothing, 1), (Answer::Yes, 3), (FILE, 2), (FILE, 8)] {
+            let (reader, writer) = pipe().unwrap();
+            let sent = (0..files).map(|_| writer.try_clone().unwrap()).collect();
+            drop(writer);
+            let fake = Fake::sending(ASK, answer.encode().to_vec(), sent);
+            assert_eq!(fake.link().ask(ASK).err(), Some(LinkError::NoAnswer));
+            drop(fake);
+            // The end of the pipe comes when nobody has the other end any more.
+            assert_eq!(
+                rustix::io::read(&reader, &mut [0; 1]),
+                Ok(0),
+                "{answer:?} with {files}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_hangs_up_or_says_nothing_is_no_answer() {
+        let fake = Fake::serving(|socket| assert_eq!(asked(socket), ASK));
+        assert_eq!(fake.link().ask(ASK).err(), Some(LinkError::NoAnswer));
+        let fake = Fake::serving(|_| {});
+        assert_eq!(fake.link().ask(ASK).err(), Some(LinkError::NoAnswer));
+
+        let (_still, end) = pipe().unwrap();
+        let begin = Instant::now();
+        let fake = Fake::serving(move |socket| {
+            assert_eq!(asked(socket), ASK);
+            sleep(PATIENCE * 2);
+            drop(end);
+        });
+        assert_eq!(fake.link().ask(ASK).err(), Some(LinkError::NoAnswer));
+        assert!(
+            begin.elapsed() >= PATIENCE && begin.elapsed() < PATIENCE * 2,
+            "{:?}",
+            begin.elapsed()
+        );
+    }
+
+    #[test]
+    fn a_daemon_that_accepts_nobody_is_no_answer() {
+        let fake = Fake::nobody();
+        let _listening = fake.listening(0);
+        // The queue of 0 has one place.
+        let link = fake.link();
+        let first = link.connect().unwrap();
+        let begin = Instant::now();
+        assert_eq!(link.ask(ASK).err(), Some(LinkError::NoAnswer));
+        assert!(begin.elapsed() < PATIENCE * 3);
+        drop(first);
+    }
+
+    #[test]
+    fn without_a_socket_or_a_listener_there_is_no_daemon() {
+        let fake = Fake::nobody();
+        assert_eq!(fake.link().ask(ASK).err(), Some(LinkError::NoDaemon));
+        drop(fake.listening(1));
+        assert_eq!(fake.link().ask(ASK).err(), Some(LinkError::NoDaemon));
+    }
+
+    #[test]
+    fn a_path_that_makes_no_sense_is_no_answer() {
+        let fake = Fake::nobody();
+        for length in [0, 109, u16::MAX] {
+            let mut link = fake.link();
+            link.hello.socket_len = length;
+            assert_eq!(link.ask(ASK).err(), Some(LinkError::NoAnswer));
+        }
+    }
+
+    #[test]
+    fn signals_do_not_end_the_wait() {
+        let fake = Fake::serving(|socket| {
+            assert_eq!(asked(socket), ASK);
+            sleep(Duration::from_millis(200));
+            send(socket, &FILE.encode(), &[memfd(b"late")]);
+        });
+        let (answer, file) = with_signals(|| fake.link().ask(ASK)).unwrap();
+        assert_eq!(answer, FILE);
+        assert!(file.is_some());
+    }
+
+    #[test]
+    fn signals_do_not_make_the_wait_endless() {
+        let fake = Fake::serving(|socket| {
+            assert_eq!(asked(socket), ASK);
+            sleep(PATIENCE * 3);
+        });
+        let begin = Instant::now();
+        assert_eq!(
+            with_signals(|| fake.link().ask(ASK)).err(),
+            Some(LinkError::NoAnswer)
+        );
+        assert!(begin.elapsed() < PATIENCE * 5 / 2, "{:?}", begin.elapsed());
+    }
+
+    #[test]
+    fn other_files_have_no_link() {
+        assert!(super::Link::of(File::open("/dev/null").unwrap().as_fd()).is_none());
     }
 }

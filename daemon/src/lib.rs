@@ -3,8 +3,8 @@
 //! The way of a request: [`cuse`] reads it, [`frontend`] hands it to a [`session`], which asks the queue core of
 //! `vidcompat-proto`, a [`client`]'s memory, what stands behind it ([`resolve`]), the real device ([`backend`]) and
 //! [`memory`], and answers. [`devices`]
-//! makes the nodes, [`service`] starts and ends all of it, [`observe`] tells people what goes on, [`sys`] holds the raw
-//! system calls.
+//! makes the nodes, [`service`] starts and ends all of it, [`observe`] tells people what goes on, [`run`] puts a program on our
+//! nodes, [`sys`] holds the raw system calls.
 #![deny(unsafe_code)]
 
 pub mod backend;
@@ -17,6 +17,7 @@ pub mod frontend;
 pub mod memory;
 pub mod observe;
 pub mod resolve;
+pub mod run;
 pub mod service;
 pub mod session;
 #[allow(unsafe_code)]

@@ -208,7 +208,7 @@ pub fn with_shared<T>(act: impl FnOnce(&mut Daemon) -> anyhow::Result<T>) -> any
                 video::real(CONTIG).path(),
                 nodes::named("vim2m")?.real(),
             ],
-            Set::Kinds | Set::M2m => nodes::all()?.iter().map(nodes::Found::real).collect(),
+            Set::Kinds | Set::M2m | Set::Shim => nodes::all()?.iter().map(nodes::Found::real).collect(),
         };
         let devices: Vec<String> = devices
             .iter()

@@ -1,5 +1,7 @@
 //! The suite as a program of its own: a client with another user's rights, or one that is killed.
 //!
+//! `guest-suite --helper adopt NODE KIND AT FRAME` streams into a kind of memory and says what becomes of it (with the client
+//! shim, that is), `guest-suite --helper until-error NODE mmap|userptr` streams until the daemon has gone,
 //! `guest-suite --helper capture-stdin NODE shared|private` takes a frame into a mapping of its stdin,
 //! `guest-suite --helper capture-address NODE ADDRESS` into an address that somebody else told, and
 //! `guest-suite --helper hold NODE KIND` queues buffers of a kind of memory, streams and waits for its end.
@@ -38,6 +40,8 @@ pub fn run() -> Option<ExitCode> {
             .and_then(|address| capture(&open(node)?, address)),
         ["hold", node, kind] => hold(node, kind),
         ["shim-attack", ..] => stranger::act(&words[1..]),
+        ["adopt", node, kind, at, frame] => adopt(node, kind, at, frame),
+        ["until-error", node, memory] => until_error(node, memory),
         _ => Err(anyhow::anyhow!("{words:?}")),
     };
     Some(match outcome {
@@ -149,4 +153,146 @@ fn hold(node: &str, kind: &str) -> anyhow::Result<String> {
         let done = video.dqbuf()?;
         video.qbuf(done.index, memory.pointer(), size)?;
     }
+}
+
+/// The kinds that [`adopt`] knows besides.
+pub const ADOPTED: &[(&str, Maker)] = &[
+    ("anonymous", kinds::anonymous),
+    ("malloc", kinds::malloc),
+    ("brk", kinds::heap_of_malloc),
+    ("shared", kinds::shared_anonymous),
+    ("huge", kinds::huge),
+    ("two-mappings", kinds::two_mappings),
+    ("memfd", kinds::memfd),
+];
+
+const BUFFERS: u32 = 3;
+
+/// Streams twice into the same buffers, `at` bytes behind a page; the frames must be what the file `frame` has. Waits for a
+/// line before each end of a queue: first by REQBUFS(0), then by close. Says after each whose memory the buffers are.
+fn adopt(node: &str, kind: &str, at: &str, frame: &str) -> anyhow::Result<String> {
+    let frame = std::fs::read(frame)?;
+    let at = at.parse()?;
+    let (_, make) = ADOPTED
+        .iter()
+        .find(|(name, _)| *name == kind.trim_end_matches("-locked"))
+        .context("no such kind")?;
+    let mut memory = vec![];
+    for _ in 0..BUFFERS {
+        memory.push(make(frame.len(), at)?.context("there is none here")?);
+    }
+    if kind.ends_with("-locked") {
+        for each in &memory {
+            each.area.lock()?;
+        }
+    }
+    for end in ["REQBUFS(0)", "close"] {
+        let video = open(node)?;
+        video.reqbufs(BUFFERS)?;
+        for (index, each) in (0..).zip(&memory) {
+            each.clear()?;
+            video.qbuf(index, each.pointer(), each.size.try_into()?)?;
+        }
+        video.streamon()?;
+        for _ in 0..12 {
+            let done = video.dqbuf()?;
+            let each = &memory[done.index as usize];
+            ensure!(done.m == each.pointer(), "another pointer");
+            each.holds(&frame).context("a frame")?;
+            each.clear()?;
+            video.qbuf(done.index, done.m, done.length)?;
+        }
+        println!("streams, {}", memory[0].area.named(at)?);
+        wait_for_line()?;
+        for _ in 0..BUFFERS {
+            let done = video.dqbuf()?;
+            memory[done.index as usize].holds(&frame)?;
+        }
+        video.streamoff()?;
+        if end == "close" {
+            drop(video);
+        } else {
+            video.reqbufs(0)?;
+        }
+        for each in &memory {
+            each.holds(&frame).with_context(|| format!("after {end}"))?;
+            // And it can be used as ever.
+            each.fill(&frame)?;
+            each.holds(&frame)?;
+        }
+        println!("{end}, {}", memory[0].area.named(at)?);
+        wait_for_line()?;
+    }
+    Ok("done".to_owned())
+}
+
+fn wait_for_line() -> anyhow::Result<()> {
+    ensure!(
+        std::io::stdin().read_line(&mut String::new())? > 0,
+        "nobody is there"
+    );
+    Ok(())
+}
+
+/// Streams until a call fails, which is not to be the end of the program's memory.
+fn until_error(node: &str, how: &str) -> anyhow::Result<String> {
+    let video = open(node)?;
+    let size = video.sizeimage()? as usize;
+    let mut memory = vec![];
+    if how == "mmap" {
+        kinds::reqbufs_mmap(&video, BUFFERS)?;
+        for index in 0..BUFFERS {
+            let (offset, length) = kinds::place_of(&video, index)?;
+            let area = Area::reserve(length)?;
+            area.map(
+                0,
+                length,
+                Source::Shared(video.as_fd(), offset),
+                Rights::ReadWrite,
+            )?;
+            memory.push(area);
+        }
+    } else {
+        video.reqbufs(BUFFERS)?;
+        for _ in 0..BUFFERS {
+            let area = Area::reserve(size)?;
+            area.map(0, area.len(), Source::Anonymous, Rights::ReadWrite)?;
+            memory.push(area);
+        }
+    }
+    let queue = |index: u32| match how {
+        "mmap" => kinds::qbuf_mmap(&video, index),
+        _ => video
+            .qbuf(index, memory[index as usize].at(0), size.try_into().unwrap_or(0))
+            .map(drop),
+    };
+    for index in 0..BUFFERS {
+        queue(index)?;
+    }
+    video.streamon()?;
+    let mut frames = 0;
+    let errno = loop {
+        let next = match how {
+            "mmap" => kinds::dqbuf_mmap(&video),
+            _ => video.dqbuf().map(|done| done.index),
+        };
+        if let Err(errno) = next.and_then(queue) {
+            break errno;
+        }
+        frames += 1;
+        if frames == 6 {
+            println!("streams, {}", memory[0].named(0)?);
+        }
+    };
+    for area in &memory {
+        let bytes = area.read(0, size)?;
+        ensure!(bytes.iter().any(|byte| *byte != bytes[0]), "an empty picture");
+        area.write(0, &bytes)?;
+    }
+    let later = video.format().err();
+    drop(video);
+    for area in &memory {
+        area.read(0, size)?;
+    }
+    Ok(format!("{errno:?}, then {later:?}, {}", memory[0].named(0)?))
 }

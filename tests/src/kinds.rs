@@ -446,18 +446,34 @@ pub fn reqbufs_mmap(video: &Video, count: u32) -> Result<u32, Errno> {
 
 /// Where a buffer is to be mapped, and its bytes in whole pages.
 pub fn place_of(video: &Video, index: u32) -> anyhow::Result<(u64, usize)> {
-    let asked = V4l2Buffer {
-        index,
-        buf_type: CAPTURE,
-        memory: memory::MMAP,
-        ..V4l2Buffer::default()
-    };
-    let told = video.on_buffer(command::QUERYBUF, asked).context("QUERYBUF")?;
+    let told = video
+        .on_buffer(command::QUERYBUF, mmap_buffer(index))
+        .context("QUERYBUF")?;
     // Of the union only the low half is the offset.
     Ok((
         told.m & 0xffff_ffff,
         (told.length as usize).next_multiple_of(PAGE),
     ))
+}
+
+fn mmap_buffer(index: u32) -> V4l2Buffer {
+    V4l2Buffer {
+        index,
+        buf_type: CAPTURE,
+        memory: memory::MMAP,
+        ..V4l2Buffer::default()
+    }
+}
+
+/// `VIDIOC_QBUF` of an MMAP capture buffer.
+pub fn qbuf_mmap(video: &Video, index: u32) -> Result<(), Errno> {
+    video.on_buffer(command::QBUF, mmap_buffer(index)).map(drop)
+}
+
+/// `VIDIOC_DQBUF` of an MMAP capture buffer: its index.
+pub fn dqbuf_mmap(video: &Video) -> Result<u32, Errno> {
+    let done = video.on_buffer(command::DQBUF, mmap_buffer(0))?;
+    Ok(done.index)
 }
 
 /// Buffer 1 of four, and `others` more of them mapped elsewhere.

@@ -13,6 +13,7 @@ mod nodes;
 mod picture;
 mod report;
 mod setup;
+mod shim;
 mod status;
 mod sys;
 mod topics;

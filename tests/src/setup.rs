@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::fs::File;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -39,6 +40,9 @@ pub enum Set {
     Memory,
     /// The same two webcams and bochs, which takes the graphics card over from vesafb.
     Bochs,
+    /// What the client shim is for: three vivids with a webcam and an output each, of which 0 is vmalloc and its output
+    /// HDMI, 1 is dma-contig, and 2 is multi-planar; vim2m; a v4l2loopback.
+    Shim,
 }
 
 impl Set {
@@ -50,6 +54,7 @@ impl Set {
             Ok("m2m") => Ok(Self::M2m),
             Ok("memory") => Ok(Self::Memory),
             Ok("bochs") => Ok(Self::Bochs),
+            Ok("shim") => Ok(Self::Shim),
             Ok(other) => bail!("there is no device set `{other}`"),
         }
     }
@@ -133,6 +138,23 @@ pub fn devices() -> anyhow::Result<()> {
             camera(CONTIG, SMALL)?;
             kinds::prepare(&["bochs-drmdrmfb"])
         }
+        Set::Shim => {
+            for instance in 0..3 {
+                for kind in [Kind::VideoCapture, Kind::VideoOutput] {
+                    let node = nodes::vivid(instance, kind)?;
+                    ensure!(node.is_mplane() == (instance == 2), "{node}: planes");
+                }
+                let node = nodes::vivid(instance, Kind::VideoCapture)?;
+                if node.is_mplane() {
+                    still(&node.real(), SMALL)?;
+                } else {
+                    camera(node.number()?, SMALL)?;
+                }
+            }
+            nodes::named("vim2m")?;
+            ensure!(nodes::loopbacks()?.len() == 1, "one node of v4l2loopback");
+            Ok(())
+        }
     }
     .with_context(|| format!("device set {set:?}: the suite runs inside a guest: tests/guest-tests"))
 }
@@ -149,17 +171,24 @@ fn cameras() -> anyhow::Result<()> {
 
 /// Gives a webcam a small, fast, unchanging picture.
 fn camera(number: u32, (width, height): (usize, usize)) -> anyhow::Result<()> {
-    let path = real(number).to_string();
-    let format = format!("width={width},height={height},pixelformat=YUYV");
-    let format = ["-d", &path, "-v", &format, "-p", "120"];
-    client::run("v4l2-ctl", &format, 4 * AT_ONCE)?;
-    // No text, no clock; nothing moves unless a test asks for it.
-    client::run("v4l2-ctl", &["-d", &path, "-c", "osd_text_mode=2"], 4 * AT_ONCE)?;
+    still(&real(number).path(), (width, height))?;
+    let rate = ["-d", &real(number).to_string(), "-p", "120"];
+    client::run("v4l2-ctl", &rate, 4 * AT_ONCE)?;
     ensure!(
         real(number).open()?.sizeimage()? as usize == width * height * 2,
-        "{path} did not take the format"
+        "{} did not take the format",
+        real(number)
     );
     Ok(())
+}
+
+/// The same, with planes or without. Of a camera with planes v4l2-ctl does not set the rate.
+fn still(path: &Path, (width, height): (usize, usize)) -> anyhow::Result<()> {
+    let path = path.display().to_string();
+    let format = format!("width={width},height={height},pixelformat=YUYV");
+    // No text, no clock; nothing moves unless a test asks for it.
+    let format = ["-d", &path, "-v", &format, "-c", "osd_text_mode=2"];
+    client::run("v4l2-ctl", &format, 4 * AT_ONCE).map(drop)
 }
 
 /// Runs one test with everything around it.

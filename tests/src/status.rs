@@ -16,6 +16,8 @@ use crate::video::Node;
 pub enum How {
     /// The device has the client's own memory.
     Imported,
+    /// The same, where the client shim has exchanged the memory.
+    Adopted,
     /// By a copy.
     Copied,
 }
@@ -69,13 +71,18 @@ fn find(of: &Value, list: &str, key: &str, value: Value) -> anyhow::Result<Value
 
 /// Buffer 0 of the only queue of this type (`video capture`) that this process has on our node.
 pub fn of_buffer(node: Node, buf_type: &str) -> anyhow::Result<Plane> {
-    let queue = queue(node, Pid::this(), buf_type)?;
-    let buffer = find(&queue, "buffers", "index", 0.into())?;
+    plane(&queue(node, Pid::this(), buf_type)?)
+}
+
+/// Buffer 0 of a queue.
+pub fn plane(queue: &Value) -> anyhow::Result<Plane> {
+    let buffer = find(queue, "buffers", "index", 0.into())?;
     let plane = &buffer["planes"][0];
     let text = |key: &str| plane[key].as_str().unwrap_or_default();
     Ok(Plane {
         how: match plane["how"].as_str() {
             Some("imported") => How::Imported,
+            Some("adopted") => How::Adopted,
             Some("copied") => How::Copied,
             other => bail!("{other:?}: {buffer}"),
         },

@@ -3,4 +3,4 @@
 pub mod v4l2;
 mod watch;
 
-pub use watch::{Readiness, Wanted, Watch};
+pub use watch::{Readiness, Served, Wanted, Watch};

@@ -58,6 +58,15 @@ impl Wanted {
     }
 }
 
+/// Who is told that the device is ready: never twice at once.
+pub trait Served: Send + Sync + 'static {
+    /// Serves who waits, if that takes no time: this is the thread that waits for the device. `false`: there is more to do
+    /// than that, and nothing was done.
+    fn at_once(&self, what: Readiness) -> bool;
+    /// Serves who waits, on a thread that may block.
+    fn on_ready(&self, what: Readiness);
+}
+
 /// What is wanted, and how often that has changed: a task that comes late sees the last of several changes only.
 #[derive(Clone, Copy, Debug, Default)]
 struct Wish {
@@ -75,17 +84,12 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches `fd` on `runtime`, for nothing at first. `on_ready` runs on a thread that may block, never twice at
-    /// once, and again for each change of the device's readiness; what was there already when something new is wanted
-    /// is told once too, as [`Readiness::Old`].
-    pub fn start(
-        runtime: &Handle,
-        fd: Arc<File>,
-        on_ready: impl Fn(Readiness) + Send + Sync + 'static,
-    ) -> Self {
+    /// Watches `fd` on `runtime`, for nothing at first. `served` is called for each change of the device's readiness, and
+    /// once for what was there already when something new is wanted, as [`Readiness::Old`].
+    pub fn start(runtime: &Handle, fd: Arc<File>, served: impl Served) -> Self {
         let (wish, receiver) = watch::channel(Wish::default());
         let (report, registered) = watch::channel(0);
-        let task = runtime.spawn(run(fd, receiver, report, Arc::new(on_ready)));
+        let task = runtime.spawn(run(fd, receiver, report, Arc::new(served)));
         Self {
             wish,
             registered,
@@ -134,7 +138,7 @@ async fn run(
     fd: Arc<File>,
     mut wishes: watch::Receiver<Wish>,
     registered: watch::Sender<u64>,
-    on_ready: Arc<impl Fn(Readiness) + Send + Sync + 'static>,
+    served: Arc<impl Served>,
 ) {
     loop {
         let Wish { wanted: now, serial } = *wishes.borrow_and_update();
@@ -151,13 +155,13 @@ async fn run(
                 } else {
                     Readiness::Old
                 };
-                until_changed(&watched, first, &mut wishes, &on_ready).await
+                until_changed(&watched, first, &mut wishes, &served).await
             }
             Some(Err(error)) => {
                 // The device is gone or cannot be polled: whoever waits finds out by asking it.
                 tracing::warn!(%error, "a device cannot be watched");
                 registered.send_replace(serial);
-                call(&on_ready, Readiness::New).await;
+                call(&served, Readiness::New).await;
                 wishes.changed().await
             }
         };
@@ -171,7 +175,7 @@ async fn until_changed(
     watched: &Watched,
     mut what: Readiness,
     wishes: &mut watch::Receiver<Wish>,
-    on_ready: &Arc<impl Fn(Readiness) + Send + Sync + 'static>,
+    served: &Arc<impl Served>,
 ) -> Result<(), watch::error::RecvError> {
     loop {
         tokio::select! {
@@ -182,26 +186,39 @@ async fn until_changed(
                 if changed.is_err() {
                     return wishes.changed().await;
                 }
-                call(on_ready, std::mem::replace(&mut what, Readiness::New)).await;
+                call(served, std::mem::replace(&mut what, Readiness::New)).await;
             }
         }
     }
 }
 
-async fn call(on_ready: &Arc<impl Fn(Readiness) + Send + Sync + 'static>, what: Readiness) {
-    let on_ready = Arc::clone(on_ready);
-    if let Err(error) = tokio::task::spawn_blocking(move || on_ready(what)).await {
+async fn call(served: &Arc<impl Served>, what: Readiness) {
+    // Each change of threads costs more than what most calls have to do.
+    if served.at_once(what) {
+        return;
+    }
+    let served = Arc::clone(served);
+    if let Err(error) = tokio::task::spawn_blocking(move || served.on_ready(what)).await {
         tracing::error!(%error, "serving a ready device failed");
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Wanted, Watch};
+    use super::{Readiness, Served, Wanted, Watch};
     use std::fs::File;
     use std::sync::Arc;
     use std::sync::mpsc;
     use std::time::Duration;
+
+    struct Nobody;
+
+    impl Served for Nobody {
+        fn at_once(&self, _: Readiness) -> bool {
+            true
+        }
+        fn on_ready(&self, _: Readiness) {}
+    }
 
     #[test]
     fn a_wish_that_is_replaced_before_it_is_seen_is_settled_with_the_next() {
@@ -211,7 +228,7 @@ mod tests {
             .expect("a runtime");
         let (reader, _writer) = std::io::pipe().expect("a pipe");
         let file = Arc::new(File::from(std::os::fd::OwnedFd::from(reader)));
-        let watch = Watch::start(runtime.handle(), file, |_| {});
+        let watch = Watch::start(runtime.handle(), file, Nobody);
         let priority = Wanted {
             priority: true,
             ..Wanted::default()

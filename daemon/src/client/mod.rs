@@ -160,9 +160,18 @@ impl BlockedThread {
     /// The dma-buf that is fd `number` in this thread, as an fd of ours. `None` for what is no dma-buf, and where it
     /// cannot be had.
     pub fn dma_buf(&self, number: i32) -> Option<OwnedFd> {
+        self.file_called(number, b"/dmabuf:")
+    }
+
+    /// The same of a request of a media device.
+    pub fn request(&self, number: i32) -> Option<OwnedFd> {
+        self.file_called(number, b"anon_inode:request")
+    }
+
+    fn file_called(&self, number: i32, beginning: &[u8]) -> Option<OwnedFd> {
         // Looked at first: closing our copy of some other file could have effects, or wait.
         let link = std::fs::read_link(format!("/proc/{}/fd/{number}", self.tid)).ok()?;
-        if !link.as_os_str().as_encoded_bytes().starts_with(b"/dmabuf:") {
+        if !link.as_os_str().as_encoded_bytes().starts_with(beginning) {
             return None;
         }
         self.file(number).ok()

@@ -5,4 +5,5 @@
 
 mod side_node;
 
+pub(crate) use side_node::{FIRST_NUMBER, MAJOR, kinds};
 pub use side_node::{SideNode, SideNodeError};

@@ -10,8 +10,9 @@ use crate::cuse::NodeSpec;
 
 /// The major of V4L2, so that programs that check it accept our node; minors from 256 up are free of videodev, which
 /// owns 0 to 255 (KERNEL.md A1).
-const MAJOR: u32 = 81;
-const FIRST_NUMBER: u32 = 64;
+pub(crate) const MAJOR: u32 = 81;
+/// Ours is `/dev/videoN` with N this much higher than the real one's.
+pub(crate) const FIRST_NUMBER: u32 = 64;
 
 /// The kinds of V4L2 nodes (`VFL_TYPE_*`, v4l2-dev.c) by what their names begin with; metadata nodes are video nodes.
 /// Programs take the kind from the name that `/sys/dev/char/MAJOR:MINOR/uevent` gives, so ours begins the same. Each has
@@ -43,6 +44,11 @@ const KINDS: [Kind; 5] = [
 struct Kind {
     prefix: &'static str,
     first_minor: u32,
+}
+
+/// By what the names of V4L2 nodes begin, and the first minor of ours of this kind.
+pub(crate) fn kinds() -> impl Iterator<Item = (&'static str, u32)> {
+    KINDS.into_iter().map(|kind| (kind.prefix, kind.first_minor))
 }
 
 /// Why a device cannot be served. Each message is one sentence for the operator.

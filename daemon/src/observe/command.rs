@@ -11,6 +11,7 @@ use super::page::printable;
 use super::{CONTROL, ask, show, show_explain};
 use crate::cli::parse_size;
 use crate::resolve::{Access, Importer, Policy, Rule};
+use crate::run::{self, RunOptions};
 
 /// Shows what vidcompatd does.
 #[derive(Clone, Debug, Parser)]
@@ -31,6 +32,12 @@ pub enum What {
     /// and what vidcompatd would do with it. Exit status: 0 if it would be served, 1 if it would be EFAULT, 2 if it
     /// could not be looked at.
     Explain(ExplainOptions),
+    /// Runs a program with our nodes in the place of the real ones, for this program only, and with the client shim, which
+    /// brings MMAP, EXPBUF and USERPTR without a copy. Options of this command stand before the program.
+    ///
+    /// The command becomes the program: signals and exit status are the program's own. Exit status otherwise: 125 if this
+    /// command fails, 126 if the program cannot be run, 127 if there is none.
+    Run(RunOptions),
 }
 
 /// Of `status`.
@@ -143,6 +150,10 @@ pub fn run(command: &Command) -> Outcome {
             };
             Ok((page, ExitCode::SUCCESS))
         }
+        What::Run(options) => match run::run(options) {
+            Ok(never) => match never {},
+            Err(error) => Err((printable(&error.to_string()), ExitCode::from(error.exit_code()))),
+        },
         What::Explain(options) => {
             let question = Question {
                 pid: options.pid,

@@ -35,8 +35,10 @@ pub(super) struct Adoption {
     lent: Vec<Lent>,
     pending: VecDeque<Pending>,
     declined: VecDeque<(ClientKey, u64)>,
-    /// Exchanges that were done.
+    /// Exchanges that were done,
     adopted: u64,
+    /// and that were undone for other pointers.
+    given_back: u64,
     /// Buffers that were not adopted, by the reason.
     reasons: BTreeMap<&'static str, u64>,
 }
@@ -71,7 +73,7 @@ struct Pending {
     what: Wish,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 enum Wish {
     Adopt { index: u32, plane: usize, claim: Claim },
     GiveBack { client_addr: u64, length: u64 },
@@ -120,6 +122,14 @@ impl Adoption {
         if self.declined.len() > MOST_DECLINED {
             self.declined.pop_front();
         }
+    }
+
+    /// Was an exchange asked for that nobody has come for?
+    fn is_pending(&mut self, claim: &Claim) -> bool {
+        let before = self.pending.len();
+        self.pending
+            .retain(|pending| !matches!(&pending.what, Wish::Adopt { claim: of, .. } if of == claim));
+        self.pending.len() < before
     }
 
     fn was_declined(&self, claim: &Claim) -> bool {
@@ -188,47 +198,55 @@ impl Session {
         for (_, way) in copied().filter(|(_, way)| way.is_plain()) {
             queue.adoption.is_plain_again(&way.claim);
         }
+        let lent = queue.planes_lent(given.index);
+        if copied().any(|(at, _)| lent.contains(&at)) {
+            return self.instead_of_lent(queue, given, pid, can_move);
+        }
         if given.has_shim && given.is_new && self.device.may_adopt() {
             let wished = self.wishes(queue, given);
-            if wished.is_empty() {
-            } else if queue.provider == Some(Provider::Exporter) {
+            if !wished.is_empty() && queue.provider == Some(Provider::Exporter) {
                 return Before::MakeImporting;
-            } else {
-                queue
-                    .adoption
-                    .pending
-                    .extend(wished.into_iter().map(|what| Pending { pid, what }));
+            }
+            if !wished.is_empty() {
+                let pending = wished.into_iter().map(|what| Pending { pid, what });
+                queue.adoption.pending.extend(pending);
                 return Before::Fail(MOVE);
             }
         }
-        let lent = queue.planes_lent(given.index);
-        if !copied().any(|(at, _)| lent.contains(&at)) {
-            return Before::Nothing;
-        }
+        Before::Nothing
+    }
+
+    /// Buffer `given.index` needs memory of its own, and what it has is lent.
+    fn instead_of_lent(&self, queue: &mut QueueState, given: &Given<'_>, pid: i32, can_move: bool) -> Before {
         match self.another_slot(queue, given.buf_type, given.index, given.caller.client()) {
             Ok(()) => Before::LookAgain,
             // The device's own memory is all there is.
             Err(_) if can_move => {
                 let planes = queue.slots.get(&given.index).and_then(|slot| slot.planes.clone());
-                let back = queue.adoption.lent.iter().filter(|lent| {
-                    lent.pid == pid
-                        && planes
-                            .as_ref()
-                            .is_some_and(|planes| Arc::ptr_eq(planes, &lent.buffers))
-                });
-                let back: Vec<_> = back
-                    .map(|lent| Pending {
-                        pid,
-                        what: Wish::GiveBack {
-                            client_addr: lent.client_addr,
-                            length: lent.length,
-                        },
+                let adoption = &mut queue.adoption;
+                let of_slot = |lent: &&Lent| {
+                    let same = planes
+                        .as_ref()
+                        .is_some_and(|planes| Arc::ptr_eq(planes, &lent.buffers));
+                    lent.pid == pid && same
+                };
+                let back: Vec<_> = adoption
+                    .lent
+                    .iter()
+                    .filter(of_slot)
+                    .map(|lent| Wish::GiveBack {
+                        client_addr: lent.client_addr,
+                        length: lent.length,
                     })
+                    // Asked for already: then it was not done.
+                    .filter(|wish| !adoption.pending.iter().any(|pending| pending.what == *wish))
                     .collect();
                 if back.is_empty() {
                     return Before::Fail(Errno::ENOMEM);
                 }
-                queue.adoption.pending.extend(back);
+                adoption.given_back += back.len() as u64;
+                let back = back.into_iter().map(|what| Pending { pid, what });
+                adoption.pending.extend(back);
                 Before::Fail(MOVE)
             }
             Err(errno) => Before::Fail(errno),
@@ -240,7 +258,6 @@ impl Session {
             adoption,
             slots,
             importer,
-            provider,
             ..
         } = queue;
         let planes = slots.get(&given.index).and_then(|slot| slot.planes.as_ref());
@@ -259,13 +276,18 @@ impl Session {
             if adoption.was_declined(&claim) {
                 continue;
             }
-            let room = planes.get(plane).map_or(0, |plane| plane.size() as u64);
-            let lent = adoption.planes_lent(planes).contains(&plane);
+            // vb2 allocates whole pages (videobuf2-core.c:240).
+            let room = planes
+                .get(plane)
+                .map_or(0, |plane| (plane.size() as u64).next_multiple_of(PAGE));
             let obstacle = obstacle(&look, segment, &claim, room)
                 .or_else(|| (adoption.lent.len() >= most).then_some("its buffers move about"))
-                // The memory that there is serves another pointer already.
+                .or_else(|| (adoption.given_back > most as u64).then_some("its buffers move about"))
+                // It was asked to come for it, and called again without.
                 .or_else(|| {
-                    (lent && *provider == Some(Provider::Exported)).then_some("its buffers move about")
+                    adoption
+                        .is_pending(&claim)
+                        .then_some("its shim cannot be talked to")
                 })
                 .or(given.obstacle)
                 .or_else(|| self.not_importable(&look, planes.get(plane)?));

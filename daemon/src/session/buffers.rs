@@ -68,8 +68,18 @@ impl Session {
         asked: &PlanarBuffer,
         who: Requester,
     ) -> Result<PlanarBuffer, Errno> {
-        let caller = self.caller(who.tid)?;
         let (index, buf_type) = (asked.head.index, asked.head.buf_type);
+        let passed_alone = self
+            .lock()
+            .queues
+            .of(buf_type)
+            .passed
+            .as_ref()
+            .is_some_and(|passed| passed.needs_no_caller(&asked.head));
+        if passed_alone {
+            return self.give_passed(op, asked, None);
+        }
+        let caller = self.caller(who.tid)?;
         let mut seen: Option<Seen> = None;
         // Why nothing can be imported.
         let mut obstacle = None;
@@ -78,7 +88,7 @@ impl Session {
             let queue = state.queues.of_mut(buf_type);
             if queue.passed.is_some() {
                 drop(state);
-                return self.give_passed(op, asked, &caller);
+                return self.give_passed(op, asked, Some(&caller));
             }
             let next = match op {
                 QueueOp::PrepareBuf => queue.core.prepare_buf(asked, caller.client().key()),

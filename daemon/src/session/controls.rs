@@ -7,6 +7,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::ClientAbi;
@@ -26,7 +27,9 @@ const SMALL: u64 = 128 << 10;
 /// process only so many. The driver fails at the first that it needs; what comes later is out of reach altogether.
 const MOST_MIRRORS: usize = 16;
 
-/// A request of the client's is a file of the client's: the driver is given none, and refuses.
+/// `linux/videodev2.h`: the controls of a request.
+const V4L2_CTRL_WHICH_REQUEST_VAL: u32 = 0x0f01_0000;
+/// What is no request the driver refuses.
 const NO_REQUEST: i32 = -1;
 
 impl Session {
@@ -35,7 +38,14 @@ impl Session {
         let array = row.array.ok_or(Errno::ENOTTY)?;
         self.with_array(array, argument, who, |argument, controls, caller| {
             let mut header = V4l2ExtControls::read_from_bytes(argument).map_err(|_| Errno::ENOTTY)?;
-            let request_fd = std::mem::replace(&mut header.request_fd, NO_REQUEST);
+            // A request of the client's is a file of the client's.
+            let request_fd = header.request_fd;
+            let request = match (header.which, self.caller(who.tid)) {
+                (V4L2_CTRL_WHICH_REQUEST_VAL, Ok(caller)) => caller.request(request_fd),
+                _ => None,
+            };
+            header.request_fd = request.as_ref().map_or(NO_REQUEST, AsRawFd::as_raw_fd);
+            let given = header.request_fd;
             let mut charge = None;
             let outcome = carry(
                 who.abi,
@@ -60,7 +70,7 @@ impl Session {
                         .ext_controls(row, header.as_mut_bytes(), controls, payloads)
                 },
             );
-            if header.request_fd == NO_REQUEST {
+            if header.request_fd == given {
                 header.request_fd = request_fd;
             }
             argument.copy_from_slice(header.as_bytes());

@@ -75,10 +75,11 @@ impl Session {
             Err(errno) => return waiter.answer(Err(errno)),
         };
         let buf_type = argument.buf_type;
+        let passed = self.lock().queues.of(buf_type).passed.is_some();
         let mut dequeuer = Dequeuer {
             waiter,
             // Only for the way that the bytes take: whose they are was settled when they were queued.
-            caller: self.caller(who.tid).ok(),
+            caller: (!passed).then(|| self.caller(who.tid).ok()).flatten(),
             asked,
             who,
         };

@@ -29,7 +29,7 @@ mod status;
 mod write;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::ClientAbi;
@@ -39,13 +39,13 @@ use vidcompat_proto::queue::Help;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::backend::v4l2::RealNode;
-use crate::backend::{Readiness, Wanted, Watch};
+use crate::backend::{Readiness, Served, Wanted, Watch};
 use crate::client::{BlockedThread, CallShape, Clients, FileFlags, is_admin};
 
 use dequeue::Dequeuer;
 use events::EventQueue;
 use poll::PollWait;
-use queues::Queues;
+use queues::{QueueState, Queues};
 use read::FrameReader;
 use shim::Exported;
 use write::FrameWriter;
@@ -146,12 +146,7 @@ impl Session {
             access_mode: flags & libc::O_ACCMODE,
             exported: Exported::default(),
         });
-        let weak = Arc::downgrade(&session);
-        let watch = Watch::start(device.runtime(), descriptor, move |what| {
-            if let Some(session) = weak.upgrade() {
-                session.on_ready(what);
-            }
-        });
+        let watch = Watch::start(device.runtime(), descriptor, Waiting(Arc::downgrade(&session)));
         *session.watch.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
         Ok(session)
     }
@@ -298,6 +293,49 @@ impl Session {
             })
     }
 
+    /// Serves those who wait where nothing can take its time: nobody's memory is touched, and no lock is waited for.
+    /// `false`: somebody waits for more than that.
+    fn serve_at_once(&self, what: Readiness) -> bool {
+        let Ok(mut state) = self.state.try_lock() else {
+            return false;
+        };
+        let State {
+            queues,
+            events,
+            frames,
+            writer,
+            ..
+        } = &mut *state;
+        let waits = |queue: &QueueState| queue.dequeuer.is_some();
+        let others = !events.is_empty() || !frames.is_idle() || !writer.is_idle();
+        let quick =
+            |queue: &QueueState| queue.passed.is_some() && !buf_type::is_multi_planar(queue.core.buf_type());
+        if others
+            || queues
+                .each()
+                .into_iter()
+                .any(|queue| waits(queue) && !quick(queue))
+        {
+            return false;
+        }
+        let waiting: Vec<_> = queues
+            .each()
+            .into_iter()
+            .filter(|queue| waits(queue))
+            .map(|queue| queue.core.buf_type())
+            .collect();
+        let polled = Self::tell_polling(&self.node, &mut state, what);
+        drop(state);
+        let dequeued = waiting
+            .iter()
+            .filter(|buf_type| self.advance_dequeuer(**buf_type))
+            .count();
+        if !polled && dequeued == 0 {
+            self.watch_for(&self.lock());
+        }
+        true
+    }
+
     /// Something has changed in the device: serve whoever waits for it.
     fn on_ready(&self, what: Readiness) {
         let served = [
@@ -349,6 +387,21 @@ impl Session {
         };
         if let Some(settled) = settled {
             settled();
+        }
+    }
+}
+
+/// The session, for its watch, which must not keep it open.
+struct Waiting(Weak<Session>);
+
+impl Served for Waiting {
+    fn at_once(&self, what: Readiness) -> bool {
+        self.0.upgrade().is_none_or(|session| session.serve_at_once(what))
+    }
+
+    fn on_ready(&self, what: Readiness) {
+        if let Some(session) = self.0.upgrade() {
+            session.on_ready(what);
         }
     }
 }

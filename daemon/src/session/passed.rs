@@ -38,6 +38,8 @@ struct Imported {
     /// The driver keeps what it has, whatever the next QBUF says.
     prepared: bool,
     planes: Vec<Plane>,
+    /// The client's number of the request that it was queued in, which the driver repeats as ours.
+    request_fd: u32,
 }
 
 #[derive(Debug)]
@@ -78,6 +80,11 @@ impl Passed {
     /// Names this queue.
     pub(super) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Is nothing in `head` a file of the client's?
+    pub(super) fn needs_no_caller(&self, head: &V4l2Buffer) -> bool {
+        self.memory == memory::MMAP && head.flags & buf_flag::REQUEST_FD == 0
     }
 
     /// For people.
@@ -128,32 +135,38 @@ impl Passed {
             let rest = asked.planes.get(at).map_or(0, |asked| asked.m & !0xffff_ffff);
             plane.m = rest | u64::from(offset_or_fd);
         }
-        PlanarBuffer {
-            head: V4l2Buffer {
-                m: asked.head.m,
-                ..device.head
-            },
-            planes,
+        let mut head = V4l2Buffer {
+            m: asked.head.m,
+            ..device.head
+        };
+        if head.flags & buf_flag::REQUEST_FD != 0 {
+            head.request_fd = known.map_or(0, |imported| imported.request_fd);
         }
+        PlanarBuffer { head, planes }
     }
 }
 
 impl Session {
-    /// QBUF or PREPARE_BUF of a buffer of such a queue.
+    /// QBUF or PREPARE_BUF of a buffer of such a queue. `caller` may be missing where [`Passed::needs_no_caller`].
     pub(super) fn give_passed(
         &self,
         op: QueueOp,
         asked: &PlanarBuffer,
-        caller: &BlockedThread,
+        caller: Option<&BlockedThread>,
     ) -> Result<PlanarBuffer, Errno> {
         let head = &asked.head;
-        if head.flags & buf_flag::REQUEST_FD != 0 {
+        let in_request = head.flags & buf_flag::REQUEST_FD != 0;
+        if in_request && head.memory != memory::MMAP {
             return Err(self.refuse_request(op, asked));
         }
+        // What is no request is -1 to the driver, which says so.
+        let request = caller
+            .filter(|_| in_request)
+            .and_then(|caller| caller.request(head.request_fd.cast_signed()));
         let brought = || {
             let plane = |plane: &V4l2Plane| Plane {
                 client_fd: low_half(plane.m),
-                ours: caller.dma_buf(low_half(plane.m).cast_signed()),
+                ours: caller.and_then(|caller| caller.dma_buf(low_half(plane.m).cast_signed())),
             };
             asked.planes.iter().map(plane).collect::<Vec<_>>()
         };
@@ -171,7 +184,13 @@ impl Session {
         };
         let mut device = Queue::without_references(asked);
         if head.memory == memory::MMAP {
-            device.head.flags |= head.flags & (buf_flag::NO_CACHE_CLEAN | buf_flag::NO_CACHE_INVALIDATE);
+            let kept = buf_flag::NO_CACHE_CLEAN | buf_flag::NO_CACHE_INVALIDATE | buf_flag::REQUEST_FD;
+            device.head.flags |= head.flags & kept;
+            device.head.request_fd = match &request {
+                Some(request) => request.as_raw_fd().cast_unsigned(),
+                None if in_request => NO_FD,
+                None => 0,
+            };
         }
         for (plane, brought) in device.planes.iter_mut().zip(&brought) {
             plane.m = u64::from(brought.number());
@@ -189,6 +208,7 @@ impl Session {
         // An index that no buffer has leaves nothing behind.
         if taken {
             let imported = passed.imported.entry(head.index).or_default();
+            imported.request_fd = head.request_fd;
             if !imported.prepared {
                 imported.planes = std::mem::take(&mut brought);
                 imported.prepared = true;
@@ -198,7 +218,7 @@ impl Session {
         Ok(passed.reply(&device, asked))
     }
 
-    /// We carry no requests: what a queue without them says, after its other checks.
+    /// No requests for dma-bufs, which a driver looks up by their numbers when the *client* queues the request: what a queue without them says, after its other checks.
     fn refuse_request(&self, op: QueueOp, asked: &PlanarBuffer) -> Errno {
         let mut now = PlanarBuffer::blank(asked.head.buf_type, asked.head.index);
         let known = self.node.buffer_ioctl(QueueOp::Querybuf, &mut now).is_ok();

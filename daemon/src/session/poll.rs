@@ -5,7 +5,8 @@ use nix::poll::PollFlags;
 
 use vidcompat_proto::abi::v4l2::buf_type;
 
-use super::Session;
+use super::{Session, State};
+use crate::backend::v4l2::RealNode;
 use crate::backend::{Readiness, Wanted};
 
 /// Somebody polls the file and wants to hear of a change.
@@ -62,12 +63,16 @@ impl Session {
 
     /// Notifies those who poll if there is something for them. Was there one?
     pub(super) fn advance_poll(&self, what: Readiness) -> bool {
-        let mut state = self.lock();
+        Self::tell_polling(&self.node, &mut self.lock(), what)
+    }
+
+    /// The same for who has the lock.
+    pub(super) fn tell_polling(node: &RealNode, state: &mut State, what: Readiness) -> bool {
         let Some(wait) = &state.poll else { return false };
         let news = if wait.was_ready {
             what == Readiness::New
         } else {
-            !self.node.poll(wait.events).is_empty()
+            !node.poll(wait.events).is_empty()
         };
         if news {
             wait.notify();

@@ -19,6 +19,7 @@ mod planes;
 mod process;
 mod procmap;
 mod readiness;
+mod signals;
 mod udmabuf;
 mod v4l2;
 mod vma_object;
@@ -40,6 +41,7 @@ pub use process::{
 };
 pub use procmap::{Vma, query_vma, query_vma_unnamed};
 pub use readiness::{Watched, register};
+pub use signals::default_sigpipe;
 pub use udmabuf::udmabuf;
 pub use v4l2::{ioctl, poll};
 pub use vma_object::object_at;

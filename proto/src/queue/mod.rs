@@ -488,7 +488,8 @@ impl Queue {
     pub fn capabilities(device: u32, help: Help) -> u32 {
         let not_ours = match help {
             Help::None => buf_cap::MMAP | buf_cap::REQUESTS | buf_cap::MMAP_CACHE_HINTS,
-            Help::Shim => buf_cap::REQUESTS,
+            // Requests are for the device's own buffers only, but a queue has the same capabilities for every memory.
+            Help::Shim => 0,
         };
         (device & !not_ours) | buf_cap::USERPTR
     }

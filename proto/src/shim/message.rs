@@ -279,7 +279,8 @@ impl Answer {
         let raw = raw(message)?;
         let [first, second, ..] = raw.words;
         Ok(match raw.kind {
-            101 => Self::Errno(Errno::from_raw(low(first).cast_signed())),
+            // What cast_signed() does, which Rust 1.85 does not have: the 32-bit shim is built with that.
+            101 => Self::Errno(Errno::from_raw(i32::from_ne_bytes(low(first).to_ne_bytes()))),
             102 => Self::Map { offset: first },
             103 => Self::File {
                 close_on_exec: first != 0,

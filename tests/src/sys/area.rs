@@ -147,6 +147,29 @@ impl Area {
         Errno::result(unsafe { libc::mprotect(address, len, rights.protection()) }).map(drop)
     }
 
+    /// mlock(2)
+    pub fn lock(&self) -> Result<(), Errno> {
+        let address = std::ptr::with_exposed_provenance(self.address);
+        // SAFETY: it changes nothing of what is there.
+        Errno::result(unsafe { libc::mlock(address, self.len) }).map(drop)
+    }
+
+    /// What is mapped at byte `at`, as `/proc/self/maps` calls it: `memory` if it has no name.
+    pub fn named(&self, at: usize) -> anyhow::Result<String> {
+        let address = self.at(at);
+        let maps = std::fs::read_to_string("/proc/self/maps")?;
+        let is_there = |line: &&str| {
+            let range = line
+                .split_whitespace()
+                .next()
+                .and_then(|range| range.split_once('-'));
+            let number = |text| u64::from_str_radix(text, 16).unwrap_or_default();
+            range.is_some_and(|(from, to)| (number(from)..number(to)).contains(&address))
+        };
+        let line = maps.lines().find(is_there).context("nothing is mapped there")?;
+        Ok(line.split_whitespace().nth(5).unwrap_or("memory").to_owned())
+    }
+
     /// A copy of `len` bytes from `at` on.
     pub fn read(&self, at: usize, len: usize) -> anyhow::Result<Vec<u8>> {
         assert!(at + len <= self.len, "beyond the area");

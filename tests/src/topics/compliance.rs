@@ -6,7 +6,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -20,6 +19,7 @@ use crate::daemon;
 use crate::nodes::{self, Found, Kind};
 use crate::report::figure;
 use crate::setup::{Set, Test, is_long};
+use crate::shim::Seat;
 
 /// For the set `kinds`: each kind of node in each way, which is a test of its own so that none takes too long.
 pub const KINDS: &[(&str, Test)] = &[
@@ -122,6 +122,20 @@ pub const M2M: &[(&str, Test)] = &[
     ("compliance::vicodec_multi_planar", multi_planar_codec),
     ("compliance::no_expected_difference_is_stale", || {
         none_stale(M2M.len() - 1)
+    }),
+];
+
+/// For the set `shim`: ours with the client shim, by which nothing is left that the real node can do and ours cannot.
+pub const SHIM: &[(&str, Test)] = &[
+    ("shim_compliance::video_capture", || {
+        of_vivids(Kind::VideoCapture, Run::SHIM)
+    }),
+    ("shim_compliance::video_output", || {
+        of_vivids(Kind::VideoOutput, Run::SHIM)
+    }),
+    ("shim_compliance::vim2m", || judge_named(&["vim2m"], &[Run::SHIM])),
+    ("shim_compliance::no_expected_difference_is_stale", || {
+        none_stale(SHIM.len() - 1)
     }),
 ];
 
@@ -260,10 +274,14 @@ fn of_vivids(kind: Kind, run: Run) -> anyhow::Result<()> {
 }
 
 fn of_named(names: &[&str]) -> anyhow::Result<()> {
+    judge_named(names, &[Run::PLAIN, Run::STREAMS, Run::STREAMS_I386])
+}
+
+fn judge_named(names: &[&str], runs: &[Run]) -> anyhow::Result<()> {
     // One after the other: all have their dma-bufs from the same vivid.
     let each = names.iter().map(|name| {
         let node = Judged::new(nodes::named(name)?)?;
-        judge(&[node], &[Run::PLAIN, Run::STREAMS, Run::STREAMS_I386])
+        judge(&[node], runs)
     });
     let complaints: Vec<String> = each
         .filter_map(|judged| judged.err().map(|error| format!("{error:#}")))
@@ -346,12 +364,19 @@ fn judge_node(judged: &Judged, runs: &[Run]) -> anyhow::Result<()> {
 struct Run {
     program: &'static str,
     streams: bool,
+    /// On ours with the client shim.
+    shim: bool,
 }
 
 impl Run {
     const PLAIN: Self = Self {
         program: "v4l2-compliance",
         streams: false,
+        shim: false,
+    };
+    const SHIM: Self = Self {
+        shim: true,
+        ..Self::STREAMS
     };
     const STREAMS: Self = Self {
         streams: true,
@@ -359,7 +384,7 @@ impl Run {
     };
     const PLAIN_I386: Self = Self {
         program: "v4l2-compliance-i386",
-        streams: false,
+        ..Self::PLAIN
     };
     const STREAMS_I386: Self = Self {
         streams: true,
@@ -370,14 +395,19 @@ impl Run {
     fn instances(self, kind: Kind) -> u32 {
         match (self, kind) {
             _ if is_long() => 3,
-            (Self::PLAIN, _) | (Self::STREAMS, Kind::VideoCapture | Kind::VideoOutput) => 3,
+            (Self::SHIM | Self::PLAIN, _) | (Self::STREAMS, Kind::VideoCapture | Kind::VideoOutput) => 3,
             (_, Kind::VideoCapture | Kind::VideoOutput) => 2,
             _ => 1,
         }
     }
 
     fn title(self) -> String {
-        format!("{}{}", self.program, if self.streams { " -s3" } else { "" })
+        format!(
+            "{}{}{}",
+            self.program,
+            if self.streams { " -s3" } else { "" },
+            if self.shim { " with the shim" } else { "" }
+        )
     }
 
     /// A stateful decoder waits for a header in its input for ever, and v4l2-compliance 1.22 gives it zeros.
@@ -385,7 +415,7 @@ impl Run {
         !(self.streams && node.name == "stateful-decoder")
     }
 
-    fn verdicts(self, judged: &Judged, path: &str) -> anyhow::Result<Vec<(String, Verdict)>> {
+    fn verdicts(self, judged: &Judged, seat: &Seat) -> anyhow::Result<Vec<(String, Verdict)>> {
         let option = match judged.node.kind {
             Kind::VbiCapture | Kind::VbiOutput => "-V",
             Kind::RadioRx | Kind::RadioTx => "-r",
@@ -393,13 +423,14 @@ impl Run {
             Kind::Touch => "-t",
             _ => "-d",
         };
-        let mut command = format!("{} -C never -P {option} {path}", self.program);
+        let mut command = format!("{} -C never -P {option} NODE", self.program);
         if self.streams {
             write!(command, " -s3 -e {}", judged.exporter)?;
         }
+        let command = seat.line(&command);
         // It writes to a terminal of its own.
         let (_, output) = client::run_any("script", &["-qefc", &command, "/dev/null"], LIMIT)?;
-        parse(&output, path)
+        parse(&output, &seat.path.display().to_string())
     }
 
     /// Judges those tests again that `verdicts` say a slow machine has failed: they measure how late an answer comes, in
@@ -407,7 +438,7 @@ impl Run {
     fn judge_the_late_again(
         self,
         judged: &Judged,
-        path: &str,
+        seat: &Seat,
         verdicts: &mut [(String, Verdict)],
     ) -> anyhow::Result<()> {
         let mut again = 0;
@@ -417,7 +448,7 @@ impl Run {
                 streams: false,
                 ..self
             };
-            let now = plain.verdicts(judged, path)?;
+            let now = plain.verdicts(judged, seat)?;
             for (test, verdict) in verdicts.iter_mut().filter(|(_, verdict)| fails(verdict, LATE)) {
                 if let Some((_, verdict_now)) = now.iter().find(|(name, _)| name == test) {
                     *verdict = verdict_now.clone();
@@ -426,7 +457,8 @@ impl Run {
         }
         if again > 0 {
             figure(format!(
-                "compliance: {path}, {}: tests that say \"{LATE}...\" were judged {again} times more",
+                "compliance: {}, {}: tests that say \"{LATE}...\" were judged {again} times more",
+                seat.path.display(),
                 self.title()
             ));
         }
@@ -436,18 +468,23 @@ impl Run {
     /// On ours too, the dma-bufs come from a real node.
     fn compare(self, judged: &Judged) -> anyhow::Result<()> {
         let node = &judged.node;
-        let on = |path: &Path| -> anyhow::Result<_> {
-            let path = path.display().to_string();
-            let mut verdicts = self.verdicts(judged, &path)?;
-            self.judge_the_late_again(judged, &path, &mut verdicts)?;
+        let on = |seat: &Seat| -> anyhow::Result<_> {
+            let mut verdicts = self.verdicts(judged, seat)?;
+            self.judge_the_late_again(judged, seat, &mut verdicts)?;
             Ok(verdicts)
         };
-        let native = on(&node.real())?;
-        let served = on(&node.ours())?;
+        let real = Seat::real(node);
+        let ours = match self.shim {
+            true => Seat::preloaded(node)?,
+            false => Seat::plain(node),
+        };
+        let native = on(&real)?;
+        let served = on(&ours)?;
+        let set = Set::here()?;
         let mut unexpected: Vec<Difference> = Vec::new();
         let mut expected = 0;
         for difference in differences(&native, &served) {
-            match row(&difference) {
+            match row(set, &difference) {
                 Some(row) => {
                     expected += 1;
                     SEEN.lock().unwrap_or_else(PoisonError::into_inner).insert(row);
@@ -457,7 +494,7 @@ impl Run {
         }
         if !unexpected.is_empty() {
             // A test that the real node passes now and then is no yardstick; say so instead.
-            let again = on(&node.real())?;
+            let again = on(&real)?;
             unexpected.retain(|difference| {
                 let now = again.iter().find(|(test, _)| *test == difference.test);
                 let now = now.map_or(Verdict::Absent, |(_, verdict)| verdict.clone());
@@ -545,7 +582,7 @@ fn differences(real: &[(String, Verdict)], ours: &[(String, Verdict)]) -> Vec<Di
 }
 
 /// The row of [`EXPECTED`] for this difference.
-fn row(difference: &Difference) -> Option<usize> {
+fn row(set: Set, difference: &Difference) -> Option<usize> {
     // "SECTION: TEST"
     let (_, test) = difference
         .test
@@ -554,7 +591,7 @@ fn row(difference: &Difference) -> Option<usize> {
     let test = test.split_once("ioctls: ").map_or(test, |(_, test)| test);
     EXPECTED
         .iter()
-        .position(|row| test.starts_with(row.test) && row.ours.is(difference))
+        .position(|row| row.sets.contains(&set) && test.starts_with(row.test) && row.ours.is(difference))
 }
 
 fn none_stale(tests: usize) -> anyhow::Result<()> {

@@ -32,13 +32,19 @@ mod random;
 mod read;
 mod readiness;
 mod resolve_matrix;
+mod run;
 mod sharing;
+mod shim32;
+mod shim_adoption;
 pub mod shim_attacks;
+mod shim_mmap;
+mod shim_programs;
+mod shim_versions;
 mod signals;
 mod verdicts;
 mod write;
 
-use crate::setup::{Set, Test};
+use crate::setup::{Set, Test, is_6_1, is_long};
 
 /// The tests for these devices, in the order in which they run.
 pub fn all(set: Set) -> Vec<(&'static str, Test)> {
@@ -58,6 +64,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             injected::TESTS,
             programs::TESTS,
             programs32::TESTS,
+            shim32::TESTS,
             fallback::TESTS,
             readiness::TESTS,
             kill_loop::TESTS,
@@ -80,6 +87,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             nodes::M2M_TESTS,
             m2m::TESTS,
             programs32::M2M,
+            shim32::M2M,
             programs::OUTPUT_TESTS,
             loopback::TESTS,
             compliance::M2M,
@@ -94,6 +102,20 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             over_time::TESTS,
             pinning::TESTS,
             attacks::TESTS,
+            kernel_log::TESTS,
+        ],
+        Set::Shim => &[
+            shim_programs::TESTS,
+            if is_6_1() && !is_long() {
+                &[]
+            } else {
+                shim_programs::HEAVY
+            },
+            shim_mmap::TESTS,
+            compliance::SHIM,
+            shim_adoption::TESTS,
+            shim_versions::TESTS,
+            run::TESTS,
             kernel_log::TESTS,
         ],
         Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 
-use crate::client::{AT_ONCE, Client, run, run_any};
+use crate::client::{AT_ONCE, run, run_any};
 use crate::daemon;
 use crate::nodes::{Kind, vivid};
 use crate::picture::Picture;
 use crate::report::{equal, figure, same};
 use crate::setup::{Test, VMALLOC};
+use crate::shim::Seat;
 use crate::video::{Node, ours, real};
 
 pub const TESTS: &[(&str, Test)] = &[
@@ -212,25 +213,11 @@ fn fetch(port: u16, path: &str) -> anyhow::Result<(String, Vec<u8>)> {
     Ok((header, answer.split_off(end + 4)))
 }
 
-fn snapshot(node: Node) -> anyhow::Result<Vec<u8>> {
-    let path = node.to_string();
-    let arguments = [
-        "-d",
-        &path,
-        "-m",
-        "YUYV",
-        "-r",
-        "320x180",
-        "-I",
-        "USERPTR",
-        "-b",
-        "3",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "8080",
-    ];
-    let mut server = Client::start("ustreamer", &arguments)?;
+/// A snapshot of ustreamer's, which gets its frames by this method (`MMAP`, `USERPTR`).
+pub fn snapshot(seat: &Seat, method: &str) -> anyhow::Result<Vec<u8>> {
+    let camera = ["ustreamer", "-d", "NODE", "-m", "YUYV", "-r", "320x180"];
+    let server = ["-I", method, "-b", "3", "--host", "127.0.0.1", "--port", "8080"];
+    let mut server = seat.start(&[&camera[..], &server].concat())?;
     let end = Instant::now() + PATIENCE;
     let picture = loop {
         // Until it listens, and then until it has a frame; before that it gives a picture of its own.
@@ -246,16 +233,18 @@ fn snapshot(node: Node) -> anyhow::Result<Vec<u8>> {
     let status = server.end(AT_ONCE)?;
     let said = server.rest();
     ensure!(
-        status.success() && said.contains("Using IO method: USERPTR") && !said.contains("ERROR"),
-        "{status}: {said}"
+        status.success() && said.contains(&format!("Using IO method: {method}")) && !said.contains("ERROR"),
+        "{}: {status}: {said}",
+        seat.name
     );
     Ok(picture)
 }
 
 fn ustreamer() -> anyhow::Result<()> {
     daemon::shared()?;
-    let native = snapshot(real(VMALLOC)).context("on the real node")?;
-    let served = snapshot(ours(VMALLOC)).context("on ours")?;
+    let node = vivid(VMALLOC, Kind::VideoCapture)?;
+    let native = snapshot(&Seat::real(&node), "USERPTR")?;
+    let served = snapshot(&Seat::plain(&node), "USERPTR")?;
     // It has asked for a frame rate of its own.
     crate::setup::devices()?;
     ensure!(
@@ -269,6 +258,13 @@ fn ustreamer() -> anyhow::Result<()> {
 
 /// gst-launch with only the plugins that are needed: all of them take half a minute to look at.
 pub fn gst_launch(pipeline: &str) -> anyhow::Result<String> {
+    let words = gst_words(pipeline)?;
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    run(words[0], &words[1..], 2 * PATIENCE)
+}
+
+/// The words of that call.
+pub fn gst_words(pipeline: &str) -> anyhow::Result<Vec<String>> {
     let dir = "/tmp/gst";
     if !fs::exists(dir)? {
         fs::create_dir(dir)?;
@@ -284,14 +280,15 @@ pub fn gst_launch(pipeline: &str) -> anyhow::Result<String> {
             symlink(there, format!("{dir}/{file}"))?;
         }
     }
-    let environment = [
+    let words = [
+        "env",
         "GST_PLUGIN_SYSTEM_PATH_1_0=/tmp/gst",
         "GST_REGISTRY=/tmp/gst/registry.bin",
         "GST_REGISTRY_FORK=no",
         "gst-launch-1.0",
     ];
-    let words: Vec<&str> = pipeline.split_whitespace().collect();
-    run("env", &[&environment[..], &words].concat(), 2 * PATIENCE)
+    let words = words.into_iter().chain(pipeline.split_whitespace());
+    Ok(words.map(str::to_owned).collect())
 }
 
 fn gst_source() -> anyhow::Result<()> {

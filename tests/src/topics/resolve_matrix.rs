@@ -268,7 +268,7 @@ fn how_on(node: Node, buf_type: &str) -> anyhow::Result<(How, String)> {
     }
     let plane = status::of_buffer(node, buf_type)?;
     let (how, counted, not_counted) = match plane.how {
-        status::How::Imported => (Imported, "imported", "copied"),
+        status::How::Imported | status::How::Adopted => (Imported, "imported", "copied"),
         status::How::Copied => (Copied, "copied", "imported"),
     };
     ensure!(

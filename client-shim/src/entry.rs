@@ -1,1 +1,0 @@
-//! The symbols that stand before libc's.
