@@ -91,18 +91,19 @@ pub(crate) fn no_room_for_mappings(lender: &Lender) {
 
 pub(crate) fn no_room_for_addresses_or_files(lender: &Lender) {
     let limited = |resource, value| {
-        let limit = libc::rlimit {
+        // Of 64 bits also in a 32-bit program.
+        let limit = libc::rlimit64 {
             rlim_cur: value,
-            rlim_max: libc::RLIM_INFINITY.min(1 << 20),
+            rlim_max: libc::RLIM64_INFINITY.min(1 << 20),
         };
         let limit = match resource {
-            libc::RLIMIT_AS => libc::rlimit {
+            libc::RLIMIT_AS => libc::rlimit64 {
                 rlim_cur: value,
-                rlim_max: libc::RLIM_INFINITY,
+                rlim_max: libc::RLIM64_INFINITY,
             },
             _ => limit,
         };
-        assert_eq!(unsafe { libc::setrlimit(resource, &raw const limit) }, 0);
+        assert_eq!(unsafe { libc::setrlimit64(resource, &raw const limit) }, 0);
     };
     let test = || {
         let memory = Memory::anonymous(LEN);
@@ -113,14 +114,14 @@ pub(crate) fn no_room_for_addresses_or_files(lender: &Lender) {
             let used = status("VmSize:") << 10;
             limited(libc::RLIMIT_AS, used + (pages * PAGE) as u64);
             let outcome = memory.adopt(&buffer);
-            limited(libc::RLIMIT_AS, libc::RLIM_INFINITY);
+            limited(libc::RLIMIT_AS, libc::RLIM64_INFINITY);
             assert!(memory.holds(1));
             if outcome == Outcome::Done {
                 memory.fill(2);
                 let used = status("VmSize:") << 10;
                 limited(libc::RLIMIT_AS, used);
                 memory.freed();
-                limited(libc::RLIMIT_AS, libc::RLIM_INFINITY);
+                limited(libc::RLIMIT_AS, libc::RLIM64_INFINITY);
                 memory.freed();
                 assert!(memory.holds(2) && memory.is_ordinary());
                 memory.fill(1);
