@@ -25,7 +25,7 @@ pub(crate) enum Lender {
 
 const NODE_BUFFERS: u32 = 16;
 
-fn ioctl<T>(file: &File, command: u64, value: &mut T) {
+fn ioctl<T>(file: &File, command: libc::Ioctl, value: &mut T) {
     let result = unsafe { libc::ioctl(file.as_raw_fd(), command, std::ptr::from_mut(value)) };
     assert!(
         result >= 0,
