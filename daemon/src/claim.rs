@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -217,13 +218,24 @@ fn listen(path: &Path, kind: Kind) -> Result<OwnedFd, Errno> {
         SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
         None,
     )?;
-    // The file that bind makes takes its mode from the socket (unix_bind_bsd in net/unix/af_unix.c): there is no moment
-    // in which it has another.
+    // The file that bind makes takes its mode from the socket, less the umask (unix_bind_bsd in net/unix/af_unix.c): there
+    // is no moment in which it has another, and no path that somebody could exchange under a chmod.
     rustix::fs::fchmod(&socket, Mode::from_raw_mode(kind.mode()))
         .map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
-    socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let address = UnixAddr::new(path)?;
+    without_umask(|| socket::bind(socket.as_raw_fd(), &address))?;
     socket::listen(&socket, Backlog::new(kind.backlog())?)?;
     Ok(socket)
+}
+
+/// Runs `act` with a umask of 0, which is the whole process's: nobody else of ours makes files meanwhile.
+fn without_umask<T>(act: impl FnOnce() -> T) -> T {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = rustix::process::umask(Mode::empty());
+    let outcome = act();
+    rustix::process::umask(before);
+    outcome
 }
 
 #[cfg(test)]
@@ -242,14 +254,16 @@ mod tests {
     }
 
     #[test]
-    fn the_folder_is_made_only_we_may_connect_and_the_path_goes_with_the_claim() {
+    fn the_folder_is_made_who_may_connect_is_the_kinds_and_the_path_goes_with_the_claim() {
         let folder = folder("new");
         let path = folder.join("control.sock");
-        let claim = Claim::new(&path, Kind::Control).expect("a new folder");
-        let mode = fs::metadata(&path).expect("a socket").permissions().mode();
-        assert_eq!(mode & 0o7777, 0o600);
-        drop(claim);
-        assert!(!path.exists());
+        for (kind, mode) in [(Kind::Control, 0o600), (Kind::Shim, 0o666)] {
+            let claim = Claim::new(&path, kind).expect("a free path");
+            let made = fs::metadata(&path).expect("a socket").permissions().mode();
+            assert_eq!(made & 0o7777, mode, "{kind:?}");
+            drop(claim);
+            assert!(!path.exists());
+        }
         fs::remove_dir(&folder).expect("an empty folder");
     }
 
@@ -266,6 +280,19 @@ mod tests {
         assert!(path.exists());
         drop(first);
         assert!(Claim::new(&path, Kind::Control).is_ok());
+        fs::remove_dir(&folder).expect("an empty folder");
+    }
+
+    #[test]
+    fn a_living_programs_socket_of_another_kind_is_not_ours_to_replace() {
+        let folder = folder("other");
+        let path = folder.join("shim.sock");
+        let claim = Claim::new(&path, Kind::Control).expect("a new folder");
+        assert!(matches!(
+            Claim::new(&path, Kind::Shim),
+            Err(ClaimError::NotOurs(_))
+        ));
+        drop(claim);
         fs::remove_dir(&folder).expect("an empty folder");
     }
 

@@ -16,12 +16,13 @@ use vidcompat_proto::abi::v4l2::buf_flag;
 
 use crate::kinds::{self, Maker};
 use crate::sys::{Area, Rights, Source};
+use crate::topics::shim_attacks::stranger;
 use crate::video::Video;
 
 /// This program, as the first argument of [`run`] says.
 pub const ARGUMENT: &str = "--helper";
 /// A user who owns nothing.
-const NOBODY: u32 = 65534;
+pub const NOBODY: u32 = 65534;
 
 /// Does what the arguments say, if they are a helper's.
 pub fn run() -> Option<ExitCode> {
@@ -38,6 +39,7 @@ pub fn run() -> Option<ExitCode> {
             .map_err(Into::into)
             .and_then(|address| capture(&open(node)?, address)),
         ["hold", node, kind] => hold(node, kind),
+        ["shim-attack", ..] => stranger::act(&words[1..]),
         ["adopt", node, kind, at, frame] => adopt(node, kind, at, frame),
         ["until-error", node, memory] => until_error(node, memory),
         _ => Err(anyhow::anyhow!("{words:?}")),

@@ -93,7 +93,7 @@ pub(crate) fn no_room_for_addresses_or_files(lender: &Lender) {
     let limited = |resource, value| {
         let limit = libc::rlimit {
             rlim_cur: value,
-            rlim_max: libc::RLIM_INFINITY.min(1 << 20),
+            rlim_max: 1 << 20,
         };
         let limit = match resource {
             libc::RLIMIT_AS => libc::rlimit {
@@ -194,6 +194,7 @@ pub(crate) fn a_full_table(lender: &Lender) {
 }
 
 pub(crate) fn nothing_is_left_behind(lender: &Lender) {
+    const LEN: usize = 16 * PAGE;
     let test = || {
         let whole = Memory::anonymous(3 * LEN);
         whole.fill(1);

@@ -189,6 +189,8 @@ pub(crate) fn what_is_not_ordinary_is_refused(lender: &Lender) {
 }
 
 pub(crate) fn realloc_and_free(lender: &Lender) {
+    // Otherwise what was freed last goes to brk's heap the next time.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 64 << 10) };
     for size in [LEN, LEN + 24, 32 * PAGE] {
         let buffer = lender.buffer(LEN);
         for adopted_still in [false, true] {

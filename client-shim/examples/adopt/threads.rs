@@ -157,7 +157,7 @@ pub(crate) fn no_write_is_lost(lender: &Lender) {
         let mut cycles = 0;
         let seen = watched(memory, || cycles = exchanges(memory, &buffer, seconds));
         println!("    {pages} pages, {cycles} cycles: {seen:?}");
-        assert!(seen.is_good() && cycles > 100);
+        assert!(seen.is_good() && cycles > 20);
         memory.unmap();
     }
 }
@@ -241,7 +241,7 @@ pub(crate) fn several_threads_at_once(lender: &Lender) {
             scope.spawn(move || {
                 let memory = Memory::anonymous(LEN);
                 let buffer = lender.buffer(LEN);
-                for round in 0..200 {
+                for round in 0..100 {
                     memory.fill(seed * 1000 + round);
                     assert_eq!(memory.adopt(&buffer), Outcome::Done);
                     assert!(memory.holds(seed * 1000 + round) && memory.is_adopted());

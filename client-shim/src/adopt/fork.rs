@@ -57,6 +57,7 @@ extern "C" fn in_child() {
                 object,
             })
         });
+        table.is_gone();
     }
     table.is_nobodys();
 }

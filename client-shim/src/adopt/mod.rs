@@ -129,8 +129,10 @@ fn take_back(test: impl Fn(&table::Entry) -> bool) -> Outcome {
         return Outcome::Gone;
     };
     match give_back::give_back(entry.adopted) {
-        Ok(true) => Outcome::Done,
-        Ok(false) => Outcome::Gone,
+        Ok(any) => {
+            table.is_gone();
+            if any { Outcome::Done } else { Outcome::Gone }
+        }
         Err(adopted) => {
             entry.adopted = adopted;
             table.restore(entry);

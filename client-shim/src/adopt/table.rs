@@ -96,7 +96,7 @@ static OWNER: AtomicU32 = AtomicU32::new(0);
 
 /// Is there an entry? One load.
 pub(super) fn is_used() -> bool {
-    COUNT.load(Ordering::Relaxed) != 0
+    COUNT.load(Ordering::Acquire) != 0
 }
 
 fn this_process() -> u32 {
@@ -139,6 +139,7 @@ impl Table {
             link,
             serial: self.serials,
         };
+        COUNT.fetch_add(1, Ordering::Relaxed);
         self.restore(entry);
     }
 
@@ -146,7 +147,6 @@ impl Table {
     pub(super) fn restore(&mut self, entry: Entry) {
         if let Some(place) = self.entries.iter_mut().find(|place| place.is_none()) {
             *place = Some(entry);
-            COUNT.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -158,14 +158,19 @@ impl Table {
             .min_by_key(|entry| entry.serial)
     }
 
-    /// Takes out the first entry of which `test` is true.
+    /// Takes out the first entry of which `test` is true. It counts until it is restored or gone: who sees that nothing
+    /// is adopted must not find memory that another thread is still giving back.
     pub(super) fn take(&mut self, test: impl Fn(&Entry) -> bool) -> Option<Entry> {
         let place = self
             .entries
             .iter_mut()
             .find(|place| place.as_ref().is_some_and(&test))?;
-        COUNT.fetch_sub(1, Ordering::Relaxed);
         place.take()
+    }
+
+    /// An entry that was taken out is there no more.
+    pub(super) fn is_gone(&mut self) {
+        COUNT.fetch_sub(1, Ordering::Release);
     }
 
     /// All of them.

@@ -276,7 +276,10 @@ impl Session {
             if adoption.was_declined(&claim) {
                 continue;
             }
-            let room = planes.get(plane).map_or(0, |plane| plane.size() as u64);
+            // vb2 allocates whole pages (videobuf2-core.c:240).
+            let room = planes
+                .get(plane)
+                .map_or(0, |plane| (plane.size() as u64).next_multiple_of(PAGE));
             let obstacle = obstacle(&look, segment, &claim, room)
                 .or_else(|| (adoption.lent.len() >= most).then_some("its buffers move about"))
                 .or_else(|| (adoption.given_back > most as u64).then_some("its buffers move about"))

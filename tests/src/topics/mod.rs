@@ -36,6 +36,7 @@ mod run;
 mod sharing;
 mod shim32;
 mod shim_adoption;
+pub mod shim_attacks;
 mod shim_mmap;
 mod shim_programs;
 mod shim_versions;
@@ -69,6 +70,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             kill_loop::TESTS,
             lifecycle::TESTS,
             observe::TESTS,
+            shim_attacks::TESTS,
             kernel_log::TESTS,
         ],
         Set::Kinds => &[
