@@ -37,6 +37,7 @@ mod sharing;
 mod shim32;
 mod shim_adoption;
 pub mod shim_attacks;
+mod shim_beside;
 mod shim_mmap;
 mod shim_programs;
 mod shim_versions;
@@ -112,6 +113,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
                 shim_programs::HEAVY
             },
             shim_mmap::TESTS,
+            shim_beside::TESTS,
             compliance::SHIM,
             shim_adoption::TESTS,
             shim_versions::TESTS,
