@@ -205,10 +205,9 @@ fn adopted() -> anyhow::Result<()> {
             .flatten()
             .map(|buffer| &buffer["planes"][0]["how"])
             .collect();
-        ensure!(
-            hows.len() == 3 && hows.iter().all(|how| *how == "adopted"),
-            "{queue}"
-        );
+        // The first has room in the heap.
+        let adopted = hows.iter().filter(|how| **how == "adopted").count();
+        ensure!(hows.len() == 3 && adopted >= 2, "{queue}");
         // And the frames are there.
         drop(fs::remove_file(FILE));
         let short = yavta("-c6", "-F/tmp/shim32");
