@@ -89,7 +89,6 @@ type Dup3 = unsafe extern "C-unwind" fn(c_int, c_int, c_int) -> c_int;
 pub(crate) type Ioctl = unsafe extern "C-unwind" fn(c_int, c_ulong, *mut c_void) -> c_int;
 type Mmap<Offset> =
     unsafe extern "C-unwind" fn(*mut c_void, usize, c_int, c_int, c_int, Offset) -> *mut c_void;
-/// As [`Ioctl`]. The result is a `long`, and an address after mmap.
 type Fopen = unsafe extern "C-unwind" fn(*const c_char, *const c_char) -> *mut c_void;
 type Open = unsafe extern "C-unwind" fn(*const c_char, c_int, ...) -> c_int;
 type Open2 = unsafe extern "C-unwind" fn(*const c_char, c_int) -> c_int;
@@ -97,6 +96,7 @@ type Openat = unsafe extern "C-unwind" fn(c_int, *const c_char, c_int, ...) -> c
 type Openat2 = unsafe extern "C-unwind" fn(c_int, *const c_char, c_int) -> c_int;
 type Stat = unsafe extern "C-unwind" fn(*const c_char, *mut c_void) -> c_int;
 type Fstat = unsafe extern "C-unwind" fn(c_int, *mut c_void) -> c_int;
+/// As [`Ioctl`]. The result is a `long`, and an address after mmap.
 type Syscall = unsafe extern "C-unwind" fn(c_long, usize, usize, usize, usize, usize, usize) -> usize;
 
 macro_rules! functions {

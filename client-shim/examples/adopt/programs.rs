@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use vidcompat_proto::shim::Outcome;
 
 use crate::link::{self, DAEMON_IS_DEAD};
-use crate::memory::{Lender, Memory, PAGE, exit_status};
+use crate::memory::{Lender, Memory, PAGE};
 use std::sync::atomic::Ordering;
 
 const LEN: usize = 150 * PAGE;
@@ -180,7 +180,10 @@ pub(crate) fn what_is_not_ordinary_is_refused(lender: &Lender) {
     let memory = good.part(0, LEN);
     memory.fill(3);
     let memfd = unsafe { OwnedFd::from_raw_fd(libc::memfd_create(c"no dma-buf".as_ptr(), 0)) };
-    assert_eq!(unsafe { libc::ftruncate(memfd.as_raw_fd(), LEN as i64) }, 0);
+    assert_eq!(
+        unsafe { libc::ftruncate(memfd.as_raw_fd(), LEN as libc::off_t) },
+        0
+    );
     assert_eq!(memory.adopt(&memfd), Refused);
     if matches!(lender, Lender::Heap(_)) {
         assert_eq!(memory.adopt(&lender.buffer(LEN - PAGE)), Refused);
@@ -352,7 +355,7 @@ pub(crate) fn the_daemon_dies(lender: &Lender) {
     assert_eq!(memory.adopt(&lender.buffer(LEN)), Outcome::Done);
     DAEMON_IS_DEAD.store(true, Ordering::Relaxed);
     crate::adopt::reconcile();
-    crate::adopt::obey(&link::Link);
+    crate::adopt::obey(&link::link());
     DAEMON_IS_DEAD.store(false, Ordering::Relaxed);
     assert!(memory.is_ordinary() && memory.holds(3) && !crate::adopt::any());
     memory.unmap();
@@ -389,7 +392,6 @@ pub(crate) fn errno_and_the_switch(lender: &Lender) {
         assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), outcome);
     }
     memory.unmap();
-    let _ = exit_status;
 }
 
 /// In a program of its own: what the switch says of memory that cannot be adopted anyway (the buffers may be in use).

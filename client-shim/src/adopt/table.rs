@@ -103,12 +103,14 @@ fn this_process() -> u32 {
     rustix::process::getpid().as_raw_nonzero().get().unsigned_abs()
 }
 
-/// The table, if it is this process's or nobody's yet.
+/// The table, if it is this process's or nobody's yet, and not in the middle of a fork of this very thread, where other
+/// libraries' handlers may close files.
 pub(super) fn lock() -> Option<Guard<Table>> {
     let process = this_process();
     let nobodys = OWNER.compare_exchange(0, process, Ordering::Relaxed, Ordering::Relaxed);
     match nobodys {
         Err(owner) if owner != process => None,
+        _ if TABLE.is_left_by_us() => None,
         _ => Some(TABLE.lock()),
     }
 }

@@ -57,9 +57,14 @@ impl<T> Guarded<T> {
         Guard { of: self, mask }
     }
 
+    /// Has this thread left the lock held? Then it would wait for itself.
+    pub(in crate::adopt) fn is_left_by_us(&self) -> bool {
+        self.left_by.load(Ordering::Relaxed) == this_thread()
+    }
+
     /// The lock that this thread has left held; `None` for every other.
     pub(in crate::adopt) fn resume(&'static self) -> Option<Guard<T>> {
-        if self.left_by.load(Ordering::Relaxed) != this_thread() {
+        if !self.is_left_by_us() {
             return None;
         }
         self.left_by.store(0, Ordering::Relaxed);
@@ -70,7 +75,7 @@ impl<T> Guarded<T> {
 }
 
 impl<T> Guard<T> {
-    /// The lock stays held, and signals blocked, until this thread, or what is it in a child of fork, resumes.
+    /// The lock stays held, and signals blocked, until this thread, or what it is in a child of fork, resumes.
     pub(in crate::adopt) fn leave(self) {
         let guard = ManuallyDrop::new(self);
         // SAFETY: this thread holds the lock.
