@@ -331,7 +331,8 @@ static void protections(void)
 	}
 	/* Who has not asked for the buffers may map them, too. */
 	int reader = open_node(O_RDWR);
-	say("not the queue's owner: QUERYBUF %#x, mmap: %s", querybuf(reader, 0).flags, errno_of_map(map(reader, told)));
+	say("not the queue's owner: QUERYBUF: %#x", querybuf(reader, 0).flags);
+	say("not the queue's owner: mmap: %s", errno_of_map(map(reader, told)));
 	close(owner);
 }
 
