@@ -180,7 +180,10 @@ pub(crate) fn what_is_not_ordinary_is_refused(lender: &Lender) {
     let memory = good.part(0, LEN);
     memory.fill(3);
     let memfd = unsafe { OwnedFd::from_raw_fd(libc::memfd_create(c"no dma-buf".as_ptr(), 0)) };
-    assert_eq!(unsafe { libc::ftruncate(memfd.as_raw_fd(), LEN as libc::off_t) }, 0);
+    assert_eq!(
+        unsafe { libc::ftruncate(memfd.as_raw_fd(), LEN as libc::off_t) },
+        0
+    );
     assert_eq!(memory.adopt(&memfd), Refused);
     if matches!(lender, Lender::Heap(_)) {
         assert_eq!(memory.adopt(&lender.buffer(LEN - PAGE)), Refused);
