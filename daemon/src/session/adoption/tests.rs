@@ -147,7 +147,9 @@ fn what_was_declined_is_remembered_by_its_client_and_has_an_end() {
 #[test]
 fn plain_memory_ends_what_is_lent_there_and_nothing_beside_it() {
     let mut adoption = Adoption::default();
-    adoption.lent = [0, 4, 8].map(|page| lent(BASE + page * PAGE, 4)).into();
+    adoption
+        .lent
+        .extend([0, 4, 8].map(|page| lent(BASE + page * PAGE, 4)));
     adoption.lent[2].offered = Some(Instant::now());
     let has = |adoption: &Adoption, page: u64| adoption.has(&claim(BASE + page * PAGE, 1));
     assert!(
