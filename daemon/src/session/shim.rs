@@ -116,15 +116,14 @@ impl Session {
             prot: prot.cast_signed(),
             flags: flags.cast_signed(),
         };
-        let state = self.lock();
-        let (request, size, queue) = state
+        let mut state = self.lock();
+        let (request, size) = state
             .queues
             .each()
             .into_iter()
             .find_map(|queue| {
                 let passed = queue.passed.as_ref()?;
-                let (request, size) = self.plane_at(queue.core.buf_type(), passed.mmap_indices(), offset)?;
-                Some((request, size, passed.id()))
+                self.plane_at(queue.core.buf_type(), passed.mmap_indices(), offset)
             })
             .ok_or(Errno::EINVAL)?;
         let pages = u64::from(size).next_multiple_of(4096);
@@ -134,10 +133,12 @@ impl Session {
         match self.node.export(&request) {
             Ok(fd) => {
                 let exports: Weak<dyn Exports> = Arc::<Self>::downgrade(self);
-                if let Err(error) = self
-                    .device
-                    .own()
-                    .add_export(&fd, exports, Export { request, queue })
+                let passed = state.queues.of_mut(request.buf_type).passed.as_mut();
+                if let Some(name) = passed.map(|passed| passed.name(request.index))
+                    && let Err(error) = self
+                        .device
+                        .own()
+                        .add_export(&fd, exports, Export { request, name })
                 {
                     tracing::debug!(%error, "a buffer of ours will not be known again");
                 }
@@ -195,7 +196,7 @@ impl Exports for Session {
         queue
             .passed
             .as_ref()
-            .filter(|passed| passed.id() == export.queue)?;
+            .filter(|passed| passed.is_named(export.request.index, export.name))?;
         let request = V4l2ExportBuffer {
             flags: libc::O_RDWR.cast_unsigned(),
             ..export.request
