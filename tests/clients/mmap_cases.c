@@ -315,8 +315,7 @@ static void protections(void)
 	reqbufs(owner, 2);
 	told = querybuf(owner, 0);
 	for (unsigned how = 0; how < 3; how++) {
-		/* Who has not asked for the buffers may map them, too. */
-		int fd = open_node(opened[how]);
+		int fd = how ? open_node(opened[how]) : dup(owner);
 
 		for (unsigned at = 0; at < sizeof(tries) / sizeof(*tries); at++) {
 			void *memory = mmap(NULL, told.length, tries[at].prot, tries[at].flags, fd, told.offset);
@@ -330,6 +329,10 @@ static void protections(void)
 		}
 		close(fd);
 	}
+	/* Who has not asked for the buffers may map them, too. */
+	int reader = open_node(O_RDWR);
+	say("not the queue's owner: QUERYBUF: %#x", querybuf(reader, 0).flags);
+	say("not the queue's owner: mmap: %s", errno_of_map(map(reader, told)));
 	close(owner);
 }
 
@@ -691,7 +694,11 @@ static void exhausted(void)
 	say("mmap without an fd: %s", errno_of_map(memory));
 	none.rlim_cur++;
 	setrlimit(RLIMIT_NOFILE, &none);
-	export(fd, "EXPBUF with one fd", type, 0, 0, O_RDWR);
+	struct v4l2_exportbuffer request = { .type = type, .flags = O_RDWR };
+	int result = ioctl(fd, VIDIOC_EXPBUF, &request);
+	say("EXPBUF with one fd: %s", errno_of(result));
+	if (result != -1)
+		close(request.fd);
 	memory = map(fd, told);
 	say("mmap with one fd: %s", errno_of_map(memory));
 	setrlimit(RLIMIT_NOFILE, &limit);

@@ -380,7 +380,7 @@ fn closing() -> anyhow::Result<()> {
     figure(format!(
         "close of a file while 8 threads ask for it: {slowest:?} at most"
     ));
-    ensure!(slowest < Duration::from_secs(1), "{slowest:?}");
+    ensure!(slowest < PATIENCE, "{slowest:?}");
     Ok(())
 }
 

@@ -51,6 +51,11 @@ const EXPECTED: &[Expected] = &[
               its memory and no more",
     },
     Expected {
+        line: "not the queue's owner: mmap: ",
+        ends: ("ok", "EINVAL"),
+        why: "a session has the buffers that it has asked for itself",
+    },
+    Expected {
         line: "mmap without an fd: ",
         ends: ("ok", "ENODEV"),
         why: "the shim needs two fds for a moment",
@@ -58,6 +63,11 @@ const EXPECTED: &[Expected] = &[
     Expected {
         line: "mmap with one fd: ",
         ends: ("ok", "ENODEV"),
+        why: "the shim needs two fds for a moment",
+    },
+    Expected {
+        line: "EXPBUF with one fd: ",
+        ends: ("ok", "EMFILE"),
         why: "the shim needs two fds for a moment",
     },
 ];
