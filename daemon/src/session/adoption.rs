@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
 use vidcompat_proto::Errno;
 use vidcompat_proto::queue::{Claim, ClientKey};
 use vidcompat_proto::shim::{MOVE_FIRST, Move, Outcome};
@@ -87,6 +88,11 @@ const fn whole_pages(length: u32) -> u64 {
     (length as u64).next_multiple_of(PAGE)
 }
 
+/// Has process `pid` ended? Where another has its number by now, it has not.
+fn is_gone(pid: i32) -> bool {
+    nix::sys::signal::kill(Pid::from_raw(pid), None) == Err(nix::errno::Errno::ESRCH)
+}
+
 impl Adoption {
     /// For people: how many exchanges were done, and why others were not.
     pub(super) fn told(&self) -> (u64, BTreeMap<String, u64>) {
@@ -118,6 +124,11 @@ impl Adoption {
     /// Plain memory was found at `claim`: what we have lent there is not there any more, or never came.
     fn is_plain_again(&mut self, claim: &Claim) {
         self.lent.retain(|lent| !lent.overlaps(claim));
+    }
+
+    /// Nothing is lent any more to processes that `is_gone` says so of: a file can outlive who has used it first.
+    fn end_of(&mut self, is_gone: impl Fn(i32) -> bool) {
+        self.lent.retain(|lent| !is_gone(lent.pid));
     }
 
     fn decline(&mut self, claim: &Claim, reason: &'static str) {
@@ -211,8 +222,14 @@ impl Session {
         for (_, way) in copied().filter(|(_, way)| way.is_plain()) {
             queue.adoption.is_plain_again(&way.claim);
         }
-        let lent = queue.planes_lent(given.index);
-        if copied().any(|(at, _)| lent.contains(&at)) {
+        let is_lent = |queue: &QueueState| {
+            let lent = queue.planes_lent(given.index);
+            copied().any(|(at, _)| lent.contains(&at))
+        };
+        if is_lent(queue) {
+            queue.adoption.end_of(is_gone);
+        }
+        if is_lent(queue) {
             return self.instead_of_lent(queue, given, pid, can_move);
         }
         if given.has_shim && given.is_new && self.device.may_adopt() {

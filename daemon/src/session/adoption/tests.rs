@@ -1,6 +1,6 @@
 //! What is decided without a client.
 
-use super::{Adoption, Lent, MOST_DECLINED, MOST_PENDING, PAGE, Wish, obstacle};
+use super::{Adoption, Lent, MOST_DECLINED, MOST_PENDING, PAGE, Wish, is_gone, obstacle};
 use crate::sys::Vma;
 use std::sync::Arc;
 use std::time::Instant;
@@ -166,4 +166,23 @@ fn plain_memory_ends_what_is_lent_there_and_nothing_beside_it() {
     assert!(has(&adoption, 0) && !has(&adoption, 4) && adoption.lent.len() == 2);
     adoption.is_plain_again(&claim(BASE + 4 * PAGE, 4 * 4096));
     assert_eq!(adoption.lent.len(), 2);
+}
+
+#[test]
+fn nothing_is_lent_to_who_is_gone() {
+    let mut child = std::process::Command::new("true").spawn().expect("a program");
+    let gone = i32::try_from(child.id()).expect("a process");
+    child.wait().expect("ours");
+    let mut adoption = Adoption::default();
+    for (page, pid) in [
+        (0, gone),
+        (4, i32::try_from(std::process::id()).expect("a process")),
+    ] {
+        adoption.lent.push(Lent {
+            pid,
+            ..lent(BASE + page * PAGE, 4)
+        });
+    }
+    adoption.end_of(is_gone);
+    assert!(matches!(&adoption.lent[..], [lent] if lent.pid != gone));
 }
