@@ -60,10 +60,15 @@ END {
     printf "vidcompat bench, Linux %s in QEMU without KVM: read ratios, not times. Medians of rounds that took turns.\n\n", kernel
     printf "%-43s %8s %8s %8s %-19s %6s %6s %8s\n", "CPU per frame, us", "real", "real", "ours", "= client + daemon", "to", "to", "machine"
     printf "%-43s %8s %8s %8s %-19s %6s %6s %8s\n", "", "mmap", "userptr", "", "", "userptr", "mmap", ""
-    split("640x360 1920x1080", order, " ")
+    split("640x480 1920x1080", order, " ")
     for (i = 1; i <= 2; i++) {
         cpu_row(order[i], "same pointers", "real-same", "ours-same")
         cpu_row(order[i], "new pointers", "real-new", "ours-new")
+        cpu_row(order[i], "shim: MMAP", "real-same", "ours-shim")
+        cpu_row(order[i], "shim: adopted", "real-same", "ours-adopted")
+        cpu_row(order[i], "shim: adopted, new pointers", "real-new", "ours-adopted-new")
+        cpu_row(order[i], "shim: MMAP, dma-contig", "contig-mmap", "contig-shim-ours")
+        cpu_row(order[i], "shim: adopted, dma-contig", "contig-mmap", "contig-adopted-ours")
         cpu_row(order[i], "new pointers, poll", "real-poll", "ours-poll")
         cpu_row(order[i], "new pointers, dma-contig", "contig-mmap", "contig-ours")
         cpu_row(order[i], "heap buffers, no copy", "real-heap", "ours-heap")
@@ -93,7 +98,7 @@ END {
         printf "  %7d bytes %15.0f %19.0f %19.0f %9s %9s\n", median(k, "size"), median(k, "daemon"), median(k, "memcpy_mapping"), median(k, "memcpy_malloc"),
             div(median(k, "daemon"), median(k, "memcpy_mapping")), div(median(k, "daemon"), median(k, "memcpy_malloc"))
     }
-    printf "\nPer frame (640x360): copies %.2f, bytes copied to bytes of the frame %s; FUSE requests %.2f, with poll %.2f\n",
+    printf "\nPer frame (640x480): copies %.2f, bytes copied to bytes of the frame %s; FUSE requests %.2f, with poll %.2f\n",
         calls["blocking", "process_vm_writev"], div(calls["blocking", "copied-bytes"], 640 * 360 * 2),
         calls["blocking", "read(cuse)"], calls["poll", "read(cuse)"]
     printf "Of the daemon, per frame:\n  blocking: %.1f thread switches, %.1f system calls:%s\n  poll: %.1f thread switches, %.1f system calls:%s\n",

@@ -22,6 +22,8 @@ mod nr {
     pub(super) const EXPBUF: u8 = 16;
     pub(super) const CREATE_BUFS: u8 = 92;
     pub(super) const PREPARE_BUF: u8 = 93;
+    /// It frees buffers, like REQBUFS: that is all we have to do with it.
+    pub(super) const REMOVE_BUFS: u8 = 104;
 }
 
 /// Bytes before `fd` in `struct v4l2_exportbuffer`, which is the same for 32 and 64 bits.
@@ -33,7 +35,7 @@ pub(crate) fn is_spoken(command: Command) -> bool {
     command.magic() == b'V'
         && matches!(
             command.number(),
-            nr::REQBUFS | nr::QBUF | nr::EXPBUF | nr::CREATE_BUFS | nr::PREPARE_BUF
+            nr::REQBUFS | nr::QBUF | nr::EXPBUF | nr::CREATE_BUFS | nr::PREPARE_BUF | nr::REMOVE_BUFS
         )
 }
 
@@ -52,15 +54,13 @@ pub(crate) fn ioctl(fd: c_int, command: Command, argument: usize, call: impl Fn(
     if ours != Some(true) {
         return call(Way::Plain);
     }
-    speak(command, &call, &|| obey(fd), &|| {
-        if command.number() == nr::EXPBUF {
-            fetch(&Link::of(sys::program_fd(fd)?)?, argument)
-        } else {
-            if adopt::any() && !matches!(command.number(), nr::QBUF | nr::PREPARE_BUF) {
-                adopt::reconcile();
-            }
+    speak(command, &call, &|| obey(fd), &|| match command.number() {
+        nr::EXPBUF => guard(|| fetch(&Link::of(sys::program_fd(fd)?)?, argument)).flatten(),
+        nr::REQBUFS | nr::CREATE_BUFS | nr::REMOVE_BUFS if adopt::any() => {
+            guard(adopt::reconcile);
             Some(Ok(()))
         }
+        _ => Some(Ok(())),
     })
 }
 
@@ -81,13 +81,13 @@ fn speak(
         sys::set_errno(before);
         let result = call(Way::As(shim::spoken(command)));
         if result >= 0 {
-            return match guard(after) {
-                Some(Some(Ok(()))) => result,
-                Some(Some(Err(errno))) => {
+            return match after() {
+                Some(Ok(())) => result,
+                Some(Err(errno)) => {
                     sys::set_errno(errno.raw());
                     -1
                 }
-                Some(None) | None => plain(),
+                None => plain(),
             };
         }
         match sys::errno() {

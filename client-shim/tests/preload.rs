@@ -32,18 +32,19 @@ fn shim() -> String {
     built.clone()
 }
 
-/// tests/programs/NAME.c, compiled once.
+/// A C program of these, compiled once. One of them the guest suite uses too, with a node.
 fn program(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let directory = BUILT.get_or_init(|| {
         let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("programs");
         std::fs::create_dir_all(&directory).unwrap();
-        for name in ["plain", "quiet"] {
-            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/programs/{name}.c"));
+        for source in ["client-shim/tests/programs/plain.c", "tests/clients/quiet.c"] {
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name(source);
+            let name = source.file_stem().unwrap();
             let mut compiler = Command::new("cc");
             compiler.args(["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"]);
-            let compiled = compiler.arg(directory.join(name)).arg(source).status().unwrap();
-            assert!(compiled.success(), "{name}.c");
+            let compiled = compiler.arg(directory.join(name)).arg(&source).status().unwrap();
+            assert!(compiled.success(), "{}", source.display());
         }
         directory
     });

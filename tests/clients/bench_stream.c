@@ -151,6 +151,8 @@ static void *allocate(unsigned number, unsigned count)
 
 	if (!strcmp(kind, "malloc"))
 		got = malloc(length);
+	else if (!strcmp(kind, "pages"))
+		got = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	else if (!strcmp(kind, "heap"))
 		got = heap_memory();
 	else
@@ -306,7 +308,7 @@ int main(int argc, char **argv)
 		default:
 			fprintf(stderr, "usage: %s [-d DEVICE] [-n COUNT] [-u [-k] [-M MEMORY]] [-p] [-q | -i] [-l FILE] [-c CPU.STAT] [-o PROC-IO]\n"
 				"-u  user pointers, not MMAP   -k  the same at each QBUF   -p  poll() before DQBUF\n"
-				"-M  malloc, heap (/dev/dma_heap/system), or a /dev/videoN whose MMAP buffers they are\n"
+				"-M  malloc, pages, heap (/dev/dma_heap/system), or a /dev/videoN whose MMAP buffers they are\n"
 				"-q  not frames but QBUFs, of user pointers, each taken back by STREAMOFF\n"
 				"-i  not frames but ioctls     -l  append the latencies to FILE, in us\n"
 				"-c  the daemon's cpu.stat     -o  the daemon's /proc/PID/io\n", argv[0]);

@@ -28,10 +28,10 @@ pub fn library() -> anyhow::Result<PathBuf> {
     Ok(library)
 }
 
-/// A shim that differs from the daemon in `version`, or in `letter` too, as any real other version does: tests/other-shim
-/// builds them.
-pub fn other_version(which: &str) -> anyhow::Result<String> {
-    let library = std::env::current_dir()?.join(format!("target/other-shim/{which}.so"));
+/// A shim of another version than the daemon's, which tests/other-shim builds. Neither knows the other's ioctls, whichever
+/// is the older.
+pub fn other_version() -> anyhow::Result<String> {
+    let library = std::env::current_dir()?.join("target/other-shim/libvidcompat.so");
     ensure!(library.exists(), "there is no {}", library.display());
     Ok(library.display().to_string())
 }

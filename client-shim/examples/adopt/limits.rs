@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use vidcompat_proto::shim::Outcome;
 
-use crate::memory::{Lender, Memory, PAGE, files, in_child, maps, status};
+use crate::memory::{Lender, Memory, PAGE, files, in_child, maps, number};
 
 const LEN: usize = 64 * PAGE;
 
@@ -91,18 +91,14 @@ pub(crate) fn no_room_for_mappings(lender: &Lender) {
 
 pub(crate) fn no_room_for_addresses_or_files(lender: &Lender) {
     let limited = |resource, value| {
-        let limit = libc::rlimit {
-            rlim_cur: value,
-            rlim_max: 1 << 20,
+        // Of 64 bits also in a 32-bit program.
+        let mut limit = libc::rlimit64 {
+            rlim_cur: 0,
+            rlim_max: 0,
         };
-        let limit = match resource {
-            libc::RLIMIT_AS => libc::rlimit {
-                rlim_cur: value,
-                rlim_max: libc::RLIM_INFINITY,
-            },
-            _ => limit,
-        };
-        assert_eq!(unsafe { libc::setrlimit(resource, &raw const limit) }, 0);
+        assert_eq!(unsafe { libc::getrlimit64(resource, &raw mut limit) }, 0);
+        limit.rlim_cur = limit.rlim_max.min(value);
+        assert_eq!(unsafe { libc::setrlimit64(resource, &raw const limit) }, 0);
     };
     let test = || {
         let memory = Memory::anonymous(LEN);
@@ -110,14 +106,14 @@ pub(crate) fn no_room_for_addresses_or_files(lender: &Lender) {
         memory.fill(1);
         let mut outcomes = Vec::new();
         for pages in (0..300).step_by(20) {
-            let used = status("VmSize:") << 10;
+            let used = number("status", "VmSize:") << 10;
             limited(libc::RLIMIT_AS, used + (pages * PAGE) as u64);
             let outcome = memory.adopt(&buffer);
             limited(libc::RLIMIT_AS, libc::RLIM_INFINITY);
             assert!(memory.holds(1));
             if outcome == Outcome::Done {
                 memory.fill(2);
-                let used = status("VmSize:") << 10;
+                let used = number("status", "VmSize:") << 10;
                 limited(libc::RLIMIT_AS, used);
                 memory.freed();
                 limited(libc::RLIMIT_AS, libc::RLIM_INFINITY);
@@ -204,19 +200,19 @@ pub(crate) fn nothing_is_left_behind(lender: &Lender) {
         for cycle in 0..10_000 {
             if cycle == 100 {
                 // Once more, for what the first look itself has allocated.
-                drop((maps(), files(), status("VmRSS:")));
-                before = (maps(), files(), status("VmRSS:"));
+                drop((maps(), files(), number("smaps_rollup", "Rss:")));
+                before = (maps(), files(), number("smaps_rollup", "Rss:"));
             }
             assert_eq!(memory.adopt(&buffer), Outcome::Done);
             memory.freed();
         }
-        let after = (maps(), files(), status("VmRSS:"));
+        let after = (maps(), files(), number("smaps_rollup", "Rss:"));
         assert!(whole.holds(1) && memory.is_ordinary());
         assert_eq!(before.0, after.0);
         assert_eq!(before.1, after.1);
         println!("    RSS {} KiB, then {} KiB", before.2, after.2);
         assert!(after.2 < before.2 + 256);
-        assert_eq!(status("Threads:"), 1);
+        assert_eq!(number("status", "Threads:"), 1);
     };
     assert!(in_child(test));
 }

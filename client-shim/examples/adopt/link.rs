@@ -4,10 +4,19 @@ use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use vidcompat_proto::shim::{Answer, Ask, Move, Outcome};
+use vidcompat_proto::shim::{Answer, Ask, Hello, Move, Outcome};
+use zerocopy::FromZeros;
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Link;
+pub(crate) struct Link {
+    pub(crate) hello: Hello,
+}
+
+pub(crate) fn link() -> Link {
+    Link {
+        hello: Hello::new_zeroed(),
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LinkError {
@@ -43,7 +52,7 @@ fn is_lent(client_addr: u64) -> bool {
 /// A QBUF that is told to move first; what came of it.
 pub(crate) fn moved(wanted: Move, file: Option<OwnedFd>) -> Outcome {
     WANTED.set(Some((wanted, file)));
-    crate::adopt::obey(&Link);
+    crate::adopt::obey(&link());
     OUTCOME.take().expect("no outcome was told")
 }
 

@@ -25,7 +25,7 @@ pub(crate) enum Lender {
 
 const NODE_BUFFERS: u32 = 16;
 
-fn ioctl<T>(file: &File, command: u64, value: &mut T) {
+fn ioctl<T>(file: &File, command: libc::Ioctl, value: &mut T) {
     let result = unsafe { libc::ioctl(file.as_raw_fd(), command, std::ptr::from_mut(value)) };
     assert!(
         result >= 0,
@@ -249,9 +249,9 @@ pub(crate) fn files() -> Vec<String> {
     files
 }
 
-/// A number of /proc/self/status in KiB.
-pub(crate) fn status(field: &str) -> u64 {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap();
+/// A number of a file of /proc/self, in KiB where it is memory.
+pub(crate) fn number(file: &str, field: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/self/{file}")).unwrap();
     let line = text.lines().find(|line| line.starts_with(field)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }

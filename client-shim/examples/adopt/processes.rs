@@ -36,13 +36,12 @@ impl Turns {
     }
 }
 
-/// Handlers of somebody's library that close files at fork. They were there before the first adoption, so ours are around
-/// them.
+/// Another library's handlers, which close a file before ours have had their turn.
 pub(crate) fn close_files_at_fork() {
-    extern "C" fn close_a_file() {
+    extern "C" fn handler() {
         crate::adopt::reconcile();
     }
-    let handler = Some(close_a_file as unsafe extern "C" fn());
+    let handler = Some(handler as unsafe extern "C" fn());
     assert_eq!(unsafe { libc::pthread_atfork(handler, handler, handler) }, 0);
 }
 
@@ -142,7 +141,7 @@ pub(crate) fn fork_at_any_time(lender: &Lender) {
         let cycles = cycles.join().unwrap();
         println!("    {children} children, {cycles} cycles");
         assert!(bad == 0, "{bad} children of {children} had other memory");
-        assert!(children > 50 && cycles > 50);
+        assert!(children > 10 && cycles > 10);
     });
     assert!(memory.holds(5));
     memory.unmap();
@@ -153,7 +152,7 @@ pub(crate) fn vfork_and_exec(lender: &Lender) {
     extern "C" fn child(_: *mut c_void) -> c_int {
         // As if it had closed our file before its exec.
         crate::adopt::reconcile();
-        crate::adopt::obey(&crate::link::Link);
+        crate::adopt::obey(&crate::link::link());
         let arguments = [c"true".as_ptr(), std::ptr::null()];
         unsafe { libc::execv(c"/bin/true".as_ptr(), arguments.as_ptr()) };
         99

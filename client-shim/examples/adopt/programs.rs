@@ -181,7 +181,10 @@ pub(crate) fn what_is_not_ordinary_is_refused(lender: &Lender) {
     let memory = good.part(0, LEN);
     memory.fill(3);
     let memfd = unsafe { OwnedFd::from_raw_fd(libc::memfd_create(c"no dma-buf".as_ptr(), 0)) };
-    assert_eq!(unsafe { libc::ftruncate(memfd.as_raw_fd(), LEN as i64) }, 0);
+    assert_eq!(
+        unsafe { libc::ftruncate(memfd.as_raw_fd(), LEN as libc::off_t) },
+        0
+    );
     assert_eq!(memory.adopt(&memfd), Refused);
     if matches!(lender, Lender::Heap(_)) {
         assert_eq!(memory.adopt(&lender.buffer(LEN - PAGE)), Refused);
@@ -408,7 +411,7 @@ pub(crate) fn the_daemon_dies(lender: &Lender) {
     assert_eq!(memory.adopt(&lender.buffer(LEN)), Outcome::Done);
     DAEMON_IS_DEAD.store(true, Ordering::Relaxed);
     crate::adopt::reconcile();
-    assert!(!crate::adopt::obey(&link::Link), "nobody can be talked to");
+    assert!(!crate::adopt::obey(&link::link()), "nobody can be talked to");
     DAEMON_IS_DEAD.store(false, Ordering::Relaxed);
     assert!(memory.is_ordinary() && memory.holds(3) && !crate::adopt::any());
     memory.unmap();

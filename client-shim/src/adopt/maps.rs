@@ -1,7 +1,7 @@
 //! What the kernel says about this process's mappings: `/proc/self/maps`, read without an allocation.
 //!
-//! The text and not PROCMAP_QUERY, which begins with Linux 6.11: there is one way for all kernels, and it is gone only
-//! twice per adoption, 1 us per mapping of the program's.
+//! The text and not PROCMAP_QUERY, which begins with Linux 6.11: so there is one way for all kernels. It is gone once
+//! for an adoption and once for giving back, about 1 us for each mapping that the program has.
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, Result, read};
@@ -166,4 +166,120 @@ pub(super) fn first_part(stretch: Stretch, object: Object) -> Result<Option<(Str
         found.is_some()
     })?;
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Line, each, first_part, ordinary_and_object};
+    use crate::adopt::sys::{Mapping, Stretch, page_bytes};
+    use rustix::mm::MprotectFlags;
+
+    fn part(mapping: &Mapping, page: usize, pages: usize) -> Stretch {
+        Stretch {
+            start: mapping.stretch().start + page * page_bytes(),
+            len: pages * page_bytes(),
+        }
+    }
+
+    #[test]
+    fn a_line_is_what_proc_5_says() {
+        let text =
+            b"7f12a0000000-7f12a0400000 rw-s 00001000 00:0c 7342                       /dmabuf:camera 1";
+        let line = Line::parse(text).unwrap();
+        assert_eq!(
+            (line.stretch.start, line.stretch.len),
+            (0x7f12_a000_0000, 0x40_0000)
+        );
+        assert_eq!(
+            (line.object.device, line.object.inode, line.object.offset),
+            ((0, 12), 7342, 4096)
+        );
+        assert_eq!((line.mode, line.name), (&b"rw-s"[..], &b"/dmabuf:camera 1"[..]));
+        assert_eq!(line.protection(), MprotectFlags::READ | MprotectFlags::WRITE);
+        for cut in 0..40 {
+            assert!(Line::parse(&text[..cut]).is_none());
+        }
+    }
+
+    #[test]
+    fn what_is_ordinary() {
+        let is_ordinary = |text: &str| Line::parse(text.as_bytes()).unwrap().is_ordinary();
+        assert!(is_ordinary("1000-2000 rw-p 00000000 00:00 0 "));
+        assert!(is_ordinary(
+            "1000-2000 rw-p 00000000 00:00 0      [anon: glibc: malloc]"
+        ));
+        assert!(!is_ordinary("1000-2000 r--p 00000000 00:00 0 "));
+        assert!(!is_ordinary("1000-2000 rwxp 00000000 00:00 0 "));
+        assert!(!is_ordinary(
+            "1000-2000 rw-s 00000000 00:01 5    /dev/zero (deleted)"
+        ));
+        assert!(!is_ordinary(
+            "1000-2000 rw-p 00000000 00:0f 5    /anon_hugepage (deleted)"
+        ));
+        assert!(!is_ordinary("1000-2000 rw-p 00000000 00:00 0    [heap]"));
+        assert!(!is_ordinary("1000-2000 rw-p 00000000 00:00 0    [stack]"));
+        assert!(!is_ordinary(
+            "1000-2000 rw-p 00002000 fe:01 77   /usr/lib/libc.so.6"
+        ));
+    }
+
+    #[test]
+    fn all_lines_are_read_to_their_end() {
+        let (mut lines, mut last) = (0, 0);
+        each(|line| {
+            assert!(line.stretch.start >= last && line.stretch.len > 0);
+            last = line.stretch.start;
+            lines += 1;
+            false
+        })
+        .unwrap();
+        assert!(lines > 20);
+    }
+
+    #[test]
+    fn parts_are_ours_where_they_show_the_same_object_at_the_same_place() {
+        let page = page_bytes();
+        let memfd = || {
+            let file = rustix::fs::memfd_create("object", rustix::fs::MemfdFlags::empty()).unwrap();
+            rustix::fs::ftruncate(&file, 8 * page as u64).unwrap();
+            file
+        };
+        let file = memfd();
+        let (alias, place) = (
+            Mapping::of_file(&file, 8 * page).unwrap(),
+            Mapping::of_file(&file, 8 * page).unwrap(),
+        );
+        let ordinary = Mapping::anonymous(8 * page).unwrap();
+        let object = ordinary_and_object(ordinary.stretch(), alias.stretch()).unwrap();
+        assert_eq!(ordinary_and_object(place.stretch(), alias.stretch()), None);
+        let all = first_part(place.stretch(), object).unwrap().unwrap();
+        assert_eq!(all, (place.stretch(), MprotectFlags::READ | MprotectFlags::WRITE));
+        // A hole before, read-only behind; another object, and the same one elsewhere, in the midst.
+        let elsewhere = part(&place, 5, 1);
+        let (first, rest) = place.split(2 * page);
+        drop(first);
+        let rest = rest.unwrap();
+        Mapping::of_file(memfd(), page)
+            .unwrap()
+            .over(part(&rest, 1, 1))
+            .unwrap();
+        let (stretch, _) = first_part(alias.stretch(), object).unwrap().unwrap();
+        assert_eq!(stretch, alias.stretch());
+        let place = Stretch {
+            start: rest.stretch().start - 2 * page,
+            len: 8 * page,
+        };
+        let (stretch, _) = first_part(place, object).unwrap().unwrap();
+        assert_eq!(stretch, part(&rest, 0, 1));
+        let behind = Stretch {
+            start: part(&rest, 1, 1).start,
+            len: 5 * page,
+        };
+        let (stretch, _) = first_part(behind, object.after(3 * page)).unwrap().unwrap();
+        assert_eq!(stretch, part(&rest, 2, 4));
+        Mapping::of_file(&file, page).unwrap().over(elsewhere).unwrap();
+        let (stretch, _) = first_part(behind, object.after(3 * page)).unwrap().unwrap();
+        assert_eq!(stretch, part(&rest, 2, 1));
+        assert_eq!(first_part(ordinary.stretch(), object).unwrap(), None);
+    }
 }

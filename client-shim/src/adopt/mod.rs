@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use rustix::fd::OwnedFd;
 use vidcompat_proto::Errno;
-use vidcompat_proto::shim::{Answer, Ask, Move, Outcome};
+use vidcompat_proto::shim::{Answer, Ask, Move, Outcome, Token};
 
 use crate::link::{Link, LinkError};
 use sys::Stretch;
@@ -61,6 +61,8 @@ pub(crate) fn obey(link: &Link) -> bool {
 /// Buffers were freed, a file was closed: gives back what no session has any more.
 pub(crate) fn reconcile() {
     let mut from = 0;
+    // The session that is known to be gone: its other buffers are, too.
+    let mut gone: Option<Token> = None;
     while any() {
         // The lock is not held while the daemon is asked: another thread may do the same, and the first gives back.
         let Some((serial, asked, link)) = table::lock().and_then(|table| {
@@ -70,18 +72,21 @@ pub(crate) fn reconcile() {
             return;
         };
         from = serial + 1;
-        let answer = link.ask(Ask::IsLent {
-            client_addr: asked.start as u64,
-            length: asked.len as u64,
-        });
-        match answer {
-            Ok((Answer::Nothing | Answer::Errno(Errno::ENOENT), _)) | Err(LinkError::NoDaemon) => {
-                take_back(|entry| entry.serial == serial);
+        let token = link.hello.token;
+        if gone != Some(token) {
+            let answer = link.ask(Ask::IsLent {
+                client_addr: asked.start as u64,
+                length: asked.len as u64,
+            });
+            match answer {
+                Ok((Answer::Nothing, _)) => {}
+                Ok((Answer::Errno(Errno::ENOENT), _)) | Err(LinkError::NoDaemon) => gone = Some(token),
+                // Nor would it answer for the others, and each wait is long.
+                Err(LinkError::NoAnswer) => return,
+                _ => continue,
             }
-            // Nor would it answer for the others, and each wait is long.
-            Err(LinkError::NoAnswer) => return,
-            _ => {}
         }
+        take_back(|entry| entry.serial == serial);
     }
 }
 

@@ -43,18 +43,18 @@ pub(super) fn adopt(stretch: Stretch, file: &OwnedFd) -> std::result::Result<Ado
     let alias = Mapping::of_file(file, stretch.len).map_err(refused)?;
     let spare = Mapping::of_file(file, stretch.len).map_err(refused)?;
     let object = maps::ordinary_and_object(stretch, alias.stretch()).ok_or(Outcome::NotOrdinary)?;
-    // EBADF and the like apart, ENOTTY says that it is no dma-buf.
-    sync(file, START).map_err(refused)?;
     let fault = Fault::new().map_err(no_fault)?;
     fault.register(stretch).map_err(refused)?;
-    let kept = match Mapping::taken_from(stretch) {
-        Ok(kept) => kept,
-        Err(_) => {
-            let _ = fault.unregister(stretch);
+    // ENOTTY says that it is no dma-buf.
+    let taken = sync(file, START).and_then(|()| {
+        Mapping::taken_from(stretch).inspect_err(|_| {
             let _ = sync(file, END);
-            return Err(Outcome::Refused);
-        }
-    };
+        })
+    });
+    let kept = taken.map_err(|_| {
+        let _ = fault.unregister(stretch);
+        Outcome::Refused
+    })?;
     kept.copy_to(&alias);
     let _ = sync(file, END);
     if let Err(spare) = spare.over(stretch) {
@@ -87,21 +87,31 @@ fn no_fault(error: Errno) -> Outcome {
 /// The pages go back to where they were: moved; or, where the program's other threads have used up the number of
 /// mappings meanwhile, copied. Neither leaves a moment in which the stretch could be seen empty.
 fn put_back(kept: Mapping, stretch: Stretch, fault: &Fault) {
-    let mut kept = kept;
-    let mut done = 0;
+    let (mut kept, mut rest) = (kept, stretch);
     loop {
-        kept = match kept.over(stretch) {
-            Ok(()) => return fault.wake(stretch),
+        kept = match kept.over(rest) {
+            Ok(()) => break,
             Err(kept) => kept,
         };
-        match fault.fill(stretch, &kept, done) {
-            Ok(()) | Err((_, Errno::NOENT)) => break,
-            // No memory for a page: the next time there may be.
-            Err((filled, _)) => done = filled,
-        }
+        let done = match fault.fill(rest, &kept, 0) {
+            Ok(()) => break,
+            // The program has just unmapped this page: it is not ours to fill.
+            Err((filled, Errno::NOENT | Errno::EXIST)) => filled + sys::page_bytes(),
+            // No memory: the next time there may be. What is filled is the program's again, and not to be moved over.
+            Err((filled, _)) => filled,
+        };
+        let (_, Some(behind)) = kept.split(done) else {
+            break;
+        };
+        kept = behind;
+        rest = Stretch {
+            start: rest.start + done,
+            len: rest.len - done,
+        };
         rustix::thread::sched_yield();
     }
     let _ = fault.unregister(stretch);
+    fault.wake(stretch);
 }
 
 /// `DMA_BUF_IOCTL_SYNC` and its flags (linux/dma-buf.h): for reading and writing.

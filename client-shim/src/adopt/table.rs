@@ -105,8 +105,8 @@ fn this_process() -> u32 {
     rustix::process::getpid().as_raw_nonzero().get().unsigned_abs()
 }
 
-/// The table, if it is this process's or nobody's yet. And not in the middle of this thread's fork, where other people's
-/// handlers may close a file.
+/// The table, if it is this process's or nobody's yet, and not in the middle of a fork of this very thread, where other
+/// libraries' handlers may close files.
 pub(super) fn lock() -> Option<Guard<Table>> {
     if TABLE.is_left_by_us() {
         return None;

@@ -154,8 +154,10 @@ pub fn run(options: &RunOptions) -> Result<Infallible, RunError> {
     let program = Program::find(name, std::env::var_os("PATH").as_deref())?;
     let shim = Shim::of(options, &program);
     let mut notes = shim.notes.clone();
+    // Before ours stand in their place.
+    let denied = denied(&pairs);
     let way = put_in_place(options.nodes, &pairs, &program, &shim, &mut notes)?;
-    note_access(&pairs, &mut notes);
+    notes.extend(denied);
     if !options.quiet && !notes.is_empty() {
         let line = format!("vidcompat: {}: {}\n", name.display(), notes.join("; "));
         // Whether or not anybody reads it, the program is run.
@@ -268,12 +270,16 @@ fn put_in_place(
     }
     match place::in_user_namespace(pairs) {
         Ok(()) => {
-            notes.push(match &program.hindrance {
-                Some(Hindrance::Rights(_)) => {
-                    "it runs in a user namespace, with your own rights only (run this command as root for both)".to_owned()
-                }
-                _ => "it runs in a user namespace, in which setuid programs have no effect".to_owned(),
-            });
+            if let Some(Hindrance::Rights(what @ ("setuid" | "setgid"))) = &program.hindrance {
+                // And so the dynamic linker does as LD_PRELOAD says.
+                notes.clear();
+                notes.push(format!(
+                    "it is {what}, which has no effect in the user namespace that it runs in: it has your own rights only \
+                     (run this command as root for both)"
+                ));
+            } else {
+                notes.push("it runs in a user namespace, in which setuid programs have no effect".to_owned());
+            }
             Ok(Way::Namespace)
         }
         Err(error @ PlaceError::Refused { .. }) if shim.library.is_none() => Err(no_place(error.to_string())),
@@ -283,16 +289,15 @@ fn put_in_place(
     }
 }
 
-/// A user whom only udev's access list lets at the real node.
-fn note_access(pairs: &[Pair], notes: &mut Vec<String>) {
+/// Of nodes that the user may not open although they may open the real ones: udev's access list lets who sits at the machine
+/// at those.
+fn denied(pairs: &[Pair]) -> Option<String> {
     let denied: Vec<String> = pairs
         .iter()
-        .filter(|pair| !place::may_open(&pair.ours))
+        .filter(|pair| place::may_open(&pair.real) && !place::may_open(&pair.ours))
         .map(|pair| pair.ours.display().to_string())
         .collect();
-    if !denied.is_empty() {
-        notes.push(format!("you may not open {}", denied.join(" and ")));
-    }
+    (!denied.is_empty()).then(|| format!("you may not open {}", denied.join(" and ")))
 }
 
 /// The program's environment: ours, with what the shim needs.
@@ -304,14 +309,8 @@ fn environment(
     way: Way,
 ) -> Vec<(OsString, OsString)> {
     let mut environment: Vec<(OsString, OsString)> = ours.collect();
-    let mut set = |name: &str, value: OsString| {
-        match environment.iter_mut().find(|(there, _)| there == name) {
-            Some((_, there)) => *there = value,
-            None => environment.push((name.into(), value)),
-        };
-    };
     if options.no_adopt {
-        set(ADOPT, "0".into());
+        set_in(&mut environment, ADOPT, "0".into());
     }
     let Some(library) = &shim.library else {
         return environment;
@@ -319,11 +318,19 @@ fn environment(
     let nodes = nodes::for_the_shim(pairs);
     // In a `vidcompat run` of a `vidcompat run` the first knows them.
     if !nodes.is_empty() && (way == Way::Redirection || pairs.len() <= MOST_NODES) {
-        set(NODES, nodes.into());
+        set_in(&mut environment, NODES, nodes.into());
     }
-    let there = std::env::var_os("LD_PRELOAD");
-    set("LD_PRELOAD", preload::joined(library, there.as_deref()));
+    let there = environment.iter().find(|(name, _)| name == "LD_PRELOAD");
+    let joined = preload::joined(library, there.map(|(_, value)| value.as_os_str()));
+    set_in(&mut environment, "LD_PRELOAD", joined);
     environment
+}
+
+fn set_in(environment: &mut Vec<(OsString, OsString)>, name: &str, value: OsString) {
+    match environment.iter_mut().find(|(there, _)| there == name) {
+        Some((_, there)) => *there = value,
+        None => environment.push((name.into(), value)),
+    }
 }
 
 fn execute(
@@ -359,4 +366,100 @@ fn execute(
         path: program.path.clone(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nodes::{Number, Pair};
+    use super::{How, RunError, RunOptions, Shim, Way, environment};
+    use crate::observe::command::{Command, What};
+    use crate::run::program::ProgramError;
+    use clap::Parser;
+    use nix::errno::Errno;
+    use std::ffi::OsString;
+    use std::io;
+
+    fn options(words: &str) -> Result<RunOptions, clap::Error> {
+        let command = Command::try_parse_from(["vidcompat", "run"].into_iter().chain(words.split(' ')))?;
+        match command.what {
+            What::Run(options) => Ok(options),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn options_stand_before_the_program_and_what_follows_is_the_programs_own() {
+        let run =
+            options("--no-shim --no-adopt -q --nodes namespace yavta -u --no-shim -- -x").expect("options");
+        assert!(run.no_shim && run.no_adopt && run.quiet && run.nodes == How::Namespace);
+        assert_eq!(run.command, ["yavta", "-u", "--no-shim", "--", "-x"]);
+        let run = options("-- -strange --quiet").expect("a program");
+        assert!(!run.quiet && run.nodes == How::Auto);
+        assert_eq!(run.command, ["-strange", "--quiet"]);
+        for wrong in ["", "--", "--no-shimm yavta", "--nodes magic yavta"] {
+            assert!(wrong.is_empty() || options(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn exit_codes_are_envs() {
+        let exec = |source| RunError::Exec {
+            path: "/x".into(),
+            source,
+        };
+        let refused = ProgramError::Refused {
+            path: "/x".into(),
+            source: io::Error::other("x"),
+        };
+        assert_eq!(RunError::NoNodes.exit_code(), 125);
+        assert_eq!(RunError::NoPlace(String::new(), String::new()).exit_code(), 125);
+        assert_eq!(RunError::from(refused).exit_code(), 126);
+        assert_eq!(exec(Errno::EACCES).exit_code(), 126);
+        assert_eq!(exec(Errno::ENOENT).exit_code(), 127);
+        assert_eq!(RunError::from(ProgramError::Missing("x".into())).exit_code(), 127);
+        assert!(RunError::NoNodes.to_string().contains("was not run"));
+    }
+
+    #[test]
+    fn the_environment_is_ours_and_what_the_shim_is_told() {
+        let pairs = [Pair {
+            real: "/dev/video0".into(),
+            real_number: Some(Number { major: 81, minor: 0 }),
+            ours: "/dev/video64".into(),
+            our_number: Number {
+                major: 81,
+                minor: 256,
+            },
+        }];
+        let words = |words: &[(&str, &str)]| -> Vec<(OsString, OsString)> {
+            words
+                .iter()
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect()
+        };
+        let there = words(&[("A", "b"), ("LD_PRELOAD", "/a.so"), ("VIDCOMPAT_ADOPT", "1")]);
+        let run = options("--no-adopt true").expect("options");
+        let without = environment(
+            there.clone().into_iter(),
+            &run,
+            &Shim::default(),
+            &pairs,
+            Way::Namespace,
+        );
+        let as_told = [("A", "b"), ("LD_PRELOAD", "/a.so"), ("VIDCOMPAT_ADOPT", "0")];
+        assert_eq!(without, words(&as_told));
+        let shim = Shim {
+            library: Some("/$LIB/x.so".into()),
+            ..Shim::default()
+        };
+        let run = options("true").expect("options");
+        let with = environment(there.into_iter(), &run, &shim, &pairs, Way::Redirection);
+        let told = [
+            ("A", "b"),
+            ("LD_PRELOAD", "/$LIB/x.so:/a.so"),
+            ("VIDCOMPAT_ADOPT", "1"),
+            ("VIDCOMPAT_NODES", "81:0=81:256=/dev/video64"),
+        ];
+        assert_eq!(with, words(&told));
+    }
 }

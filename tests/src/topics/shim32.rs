@@ -3,16 +3,19 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use nix::sys::signal::Signal;
 
-use crate::client::run_any;
+use crate::client::{AT_ONCE, Client, run, run_any};
 use crate::daemon;
 use crate::nodes::named;
 use crate::picture::Picture;
 use crate::report::{equal, figure};
 use crate::setup::{CONTIG, Test, VMALLOC, both_real};
+use crate::status;
 use crate::video::{Node, Side, ours, real};
 
 /// For the set `cameras`.
@@ -20,6 +23,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("shim32::mapped_captures_are_the_picture", captures),
     ("shim32::mappings_give_what_the_kernel_gives", mappings),
     ("shim32::exported_buffers_are_the_picture", exports),
+    ("shim32::whole_pages_are_adopted", adopted),
     ("shim32::programs_of_both_sizes_have_one_library_path", both_sizes),
 ];
 
@@ -150,6 +154,68 @@ fn exports() -> anyhow::Result<()> {
 /// `V4L2_BUF_CAP_SUPPORTS_USERPTR` and `V4L2_BUF_CAP_SUPPORTS_REQUESTS`.
 const USERPTR: u32 = 2;
 const REQUESTS: u32 = 8;
+
+/// malloc gives whole pages of their own for as much as a frame: without this it takes them from its heap, which is not
+/// adopted.
+const PAGES_OF_ITS_OWN: &str = "MALLOC_MMAP_THRESHOLD_=65536";
+
+/// yavta's buffers begin on a page.
+fn adopted() -> anyhow::Result<()> {
+    daemon::shared()?;
+    if both_real() {
+        return Ok(());
+    }
+    let right = Picture::take()?.bytes().repeat(FRAMES);
+    let preload = format!("LD_PRELOAD={}", library()?);
+    let path = ours(VMALLOC).to_string();
+    let yavta = |count: &str, file: &str| {
+        let arguments = [
+            PAGES_OF_ITS_OWN,
+            &preload,
+            "yavta-i386",
+            "-u",
+            "-n3",
+            count,
+            "-fYUYV",
+            "-s320x180",
+            file,
+            &path,
+        ];
+        arguments.map(str::to_owned)
+    };
+    // For as long as it takes to see how its buffers are served.
+    let long = yavta("-c100000", "-F/dev/null");
+    let mut client = Client::start("env", &long.each_ref().map(String::as_str))?;
+    let end = Instant::now() + AT_ONCE;
+    loop {
+        let queue = status::queue(ours(VMALLOC), client.pid(), "video capture");
+        let buffers = queue.iter().flat_map(|queue| queue["buffers"].as_array());
+        let adopted = buffers
+            .flatten()
+            .filter(|buffer| buffer["planes"][0]["how"] == "adopted");
+        // The first of three has room in the heap.
+        if adopted.count() >= 2 {
+            break;
+        }
+        ensure!(
+            Instant::now() < end && !client.has_ended()?,
+            "{queue:?}: {}",
+            client.line_if_any().unwrap_or_default()
+        );
+        thread::sleep(Duration::from_millis(50));
+    }
+    client.signal(Signal::SIGKILL)?;
+    client.end(AT_ONCE)?;
+    // And the frames are there.
+    drop(fs::remove_file(FILE));
+    let short = yavta("-c6", "-F/tmp/shim32");
+    run("env", &short.each_ref().map(String::as_str), PATIENCE)?;
+    ensure!(
+        fs::read(FILE)? == right,
+        "yavta-i386 with adopted buffers on {path}: not the picture"
+    );
+    Ok(())
+}
 
 /// What `program` says is the same on both sides.
 fn same(program: &str, number: u32, arguments: &[&str]) -> anyhow::Result<Vec<String>> {

@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ use vidcompat_proto::ioc::Command as Ioctl;
 use vidcompat_proto::shim::{Answer, Ask, MAY_ADOPT, spoken};
 
 use crate::client::{AT_ONCE, run};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Resources};
 use crate::helper::{ARGUMENT, NOBODY, as_nobody};
 use crate::report::figure;
 use crate::setup::{HDMI, SPARE, Test, both_real};
@@ -60,6 +60,8 @@ pub const TESTS: &[(&str, Test)] = &[
 ];
 
 const SOCKET: &str = "/run/vidcompat-attacks/shim.sock";
+/// Less than the shim's own, on a slow guest.
+const PATIENCE: Duration = Duration::from_secs(4);
 const PATTERN: &[u8] = b"what only they may see who have the file";
 
 fn start(more: &[&str]) -> anyhow::Result<Daemon> {
@@ -112,12 +114,12 @@ fn ask_until(link: &Link, stop: &AtomicBool) -> anyhow::Result<(Duration, usize)
     Ok((slowest, count))
 }
 
-/// Waits until the daemon holds what it has held.
-fn settles(daemon: &Daemon, before: &crate::daemon::Resources) -> anyhow::Result<()> {
+/// Waits until the daemon holds no more than it has held: what was answered last may not be closed yet, then and now.
+fn settles(daemon: &Daemon, before: &Resources) -> anyhow::Result<()> {
     let end = Instant::now() + 4 * AT_ONCE;
     loop {
         let now = daemon.resources()?;
-        if now.fds == before.fds && now.threads <= before.threads {
+        if now.fds.len() <= before.fds.len() && now.threads <= before.threads {
             return Ok(());
         }
         ensure!(Instant::now() < end, "{} threads, {:?}", now.threads, now.fds);
@@ -190,8 +192,10 @@ fn tokens() -> anyhow::Result<()> {
             "{ask:?} after close: {answer:?}"
         );
     }
+    let of_device = |held: &Resources| held.fds.iter().filter(|fd| fd.contains("/dev/video")).count();
+    // That of `other`, and what the daemon has of its own.
     ensure!(
-        daemon.resources()?.fds.len() < before.fds.len(),
+        of_device(&daemon.resources()?) + 1 == of_device(&before),
         "the real node is still open"
     );
     ensure!(area.read(0, PATTERN.len())? == PATTERN, "what is mapped stays");
@@ -222,7 +226,7 @@ fn messages() -> anyhow::Result<()> {
         "the shim's socket under nonsense: {count} answers to another user, the slowest after {slowest:?}; {said}"
     ));
     ensure!(said != "served 0", "what was right was not served");
-    ensure!(slowest < Duration::from_secs(2), "{slowest:?}");
+    ensure!(slowest < PATIENCE, "{slowest:?}");
     settles(&daemon, &before)?;
     let complaints = complaints(&daemon);
     ensure!(
@@ -266,8 +270,9 @@ fn connections() -> anyhow::Result<()> {
          after {slowest:?}; {more} fds of the daemon's more"
     ));
     ensure!(said.starts_with(KEPT), "{said}");
-    ensure!(slowest < Duration::from_secs(2), "{slowest:?}");
-    ensure!((32..400).contains(&more), "{more} fds more");
+    ensure!(slowest < PATIENCE, "{slowest:?}");
+    // As many as one user may have, and those that are being refused.
+    ensure!((32..=64 + 4 + 1024).contains(&more), "{more} fds more");
     settles(&daemon, &before)?;
     let complaints = complaints(&daemon);
     ensure!(complaints.len() == 1, "{complaints:#?}");
@@ -313,7 +318,7 @@ fn linger() -> anyhow::Result<()> {
         refused || now.threads > before.threads + 32,
         "none was slow to close"
     );
-    ensure!(slowest < Duration::from_secs(2), "{slowest:?}");
+    ensure!(slowest < PATIENCE, "{slowest:?}");
     // Now nothing is waited for any more.
     stranger.stdin.take();
     stranger.wait()?;
@@ -331,13 +336,17 @@ fn closing() -> anyhow::Result<()> {
         let video = ours(SPARE).open()?;
         allocate(&video)?;
         let link = Link::of(&video)?;
+        let answered = AtomicUsize::new(0);
         let hammer = || {
             let connection = Connection::to(&link.socket)?;
             let mut answers = 0;
             loop {
                 connection.send(&map(0, PAGE as u64).encode(link.token), &[])?;
                 match connection.receive()? {
-                    Some((Answer::Map { .. }, Some(_))) => answers += 1,
+                    Some((Answer::Map { .. }, Some(_))) => {
+                        answers += 1;
+                        answered.fetch_add(1, Ordering::Relaxed);
+                    }
                     Some((Answer::Errno(errno), None)) if errno.raw() == libc::ENOENT => return Ok(answers),
                     other => bail!("{other:?} after {answers} answers"),
                 }
@@ -345,7 +354,10 @@ fn closing() -> anyhow::Result<()> {
         };
         let (took, hammered) = thread::scope(|scope| {
             let hammering: Vec<_> = (0..8).map(|_| scope.spawn(hammer)).collect();
-            thread::sleep(Duration::from_millis(30));
+            let waiting = Instant::now();
+            while answered.load(Ordering::Relaxed) < 8 && waiting.elapsed() < AT_ONCE {
+                thread::sleep(Duration::from_millis(1));
+            }
             let begun = Instant::now();
             drop(video);
             let took = begun.elapsed();
@@ -368,7 +380,7 @@ fn closing() -> anyhow::Result<()> {
     figure(format!(
         "close of a file while 8 threads ask for it: {slowest:?} at most"
     ));
-    ensure!(slowest < Duration::from_secs(1), "{slowest:?}");
+    ensure!(slowest < PATIENCE, "{slowest:?}");
     Ok(())
 }
 

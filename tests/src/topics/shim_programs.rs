@@ -43,17 +43,13 @@ pub const TESTS: &[(&str, Test)] = &[
         "shim_programs::gstreamer_gives_a_cameras_buffers_to_an_output",
         gst_import,
     ),
+    ("shim_programs::opencv", opencv),
+    ("shim_programs::vlc_as_an_ordinary_user", vlc),
     (
         "shim_programs::zbarcam_reads_a_barcode_from_v4l2loopback",
         zbarcam,
     ),
     ("shim_programs::with_other_libraries_preloaded", preloads),
-];
-
-/// Those that an emulated processor takes long to load: not on every kernel, but for long runs.
-pub const HEAVY: &[(&str, Test)] = &[
-    ("shim_programs::opencv", opencv),
-    ("shim_programs::vlc_as_an_ordinary_user", vlc),
 ];
 
 const PATIENCE: Duration = Duration::from_secs(60);

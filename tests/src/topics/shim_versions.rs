@@ -45,17 +45,15 @@ fn other() -> anyhow::Result<()> {
     daemon::shared()?;
     let (node, _) = camera()?;
     let picture = Picture::take()?;
-    for which in ["letter", "version"] {
-        let seat = Seat::plain(&node).with_preload(&[&other_version(which)?])?;
-        let (taken, said) = capture(&seat, "mmap", &picture)?;
-        let (_, without) = capture(&Seat::plain(&node), "mmap", &picture)?;
-        ensure!(
-            !taken && said == without && said.contains("VIDIOC_REQBUFS returned -1 (Invalid argument)"),
-            "another {which}: {said}, without shim: {without}"
-        );
-        let (taken, said) = capture(&seat, "user", &picture)?;
-        ensure!(taken, "another {which}, USERPTR: {said}");
-    }
+    let seat = Seat::plain(&node).with_preload(&[&other_version()?])?;
+    let (taken, said) = capture(&seat, "mmap", &picture)?;
+    let (_, without) = capture(&Seat::plain(&node), "mmap", &picture)?;
+    ensure!(
+        !taken && said == without && said.contains("VIDIOC_REQBUFS returned -1 (Invalid argument)"),
+        "another version: {said}, without shim: {without}"
+    );
+    let (taken, said) = capture(&seat, "user", &picture)?;
+    ensure!(taken, "another version, USERPTR: {said}");
     // And that the right one works here.
     let (taken, said) = capture(&Seat::preloaded(&node)?, "mmap", &picture)?;
     ensure!(taken, "{said}");

@@ -57,7 +57,7 @@ impl<T> Guarded<T> {
         Guard { of: self, mask }
     }
 
-    /// Has this thread left the lock held? Who locks then waits for himself.
+    /// Has this thread left the lock held? Then it would wait for itself.
     pub(in crate::adopt) fn is_left_by_us(&self) -> bool {
         self.left_by.load(Ordering::Relaxed) == this_thread()
     }
@@ -75,7 +75,7 @@ impl<T> Guarded<T> {
 }
 
 impl<T> Guard<T> {
-    /// The lock stays held, and signals blocked, until this thread, or what is it in a child of fork, resumes.
+    /// The lock stays held, and signals blocked, until this thread, or what it is in a child of fork, resumes.
     pub(in crate::adopt) fn leave(self) {
         let guard = ManuallyDrop::new(self);
         // SAFETY: this thread holds the lock.

@@ -54,7 +54,7 @@ impl Mapping {
     }
 
     /// New memory, for reading and writing.
-    pub(super) fn anonymous(len: usize) -> Result<Self> {
+    pub(in crate::adopt) fn anonymous(len: usize) -> Result<Self> {
         let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
         // SAFETY: a new mapping at an address that is free.
         let start = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, prot, flags) }?;
@@ -94,11 +94,14 @@ impl Mapping {
     /// (mm/mremap.c, `mremap_to`).
     pub(in crate::adopt) fn over(self, place: Stretch) -> std::result::Result<(), Self> {
         let from = self.0;
+        if from.len != place.len {
+            return Err(self);
+        }
         let flags = MremapFlags::MAYMOVE;
         // SAFETY: `from` is ours, and `place` is either the program's, see `taken_from`, or ours.
         let moved =
             unsafe { rustix::mm::mremap_fixed(from.pointer(), from.len, from.len, flags, place.pointer()) };
-        if moved.is_err() || from.len != place.len {
+        if moved.is_err() {
             return Err(self);
         }
         std::mem::forget(self);

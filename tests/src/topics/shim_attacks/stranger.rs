@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -74,7 +75,7 @@ fn own(of_another: &str) -> anyhow::Result<String> {
     Ok(hex(link.token))
 }
 
-/// Everything that the shim does not say, a hundred times. Stdin is a file of ours.
+/// Everything that the shim does not say, forty times. Stdin is a file of ours.
 fn messages(socket: &Path) -> anyhow::Result<String> {
     let link = Link::of(std::io::stdin())?;
     let right = map(0, PAGE as u64).encode(link.token);
@@ -99,7 +100,7 @@ fn messages(socket: &Path) -> anyhow::Result<String> {
         vec![0xff; 64],
     ]);
     let mut served = 0;
-    for round in 0..100 {
+    for round in 0..40 {
         for message in &nonsense {
             let connection = Connection::to(socket)?;
             // The one before may not be closed yet, and then this one is one too many.
@@ -171,7 +172,7 @@ fn linger(socket: &Path, count: usize) -> anyhow::Result<String> {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
     sockopt::set_socket_recv_buffer_size(&listener, 4096)?;
-    let (mut kept, mut sent) = (Vec::new(), 0);
+    let mut kept = Vec::new();
     for number in 0..count {
         let mut stream = TcpStream::connect(listener.local_addr()?)?;
         let (other, _) = listener.accept()?;
@@ -179,23 +180,24 @@ fn linger(socket: &Path, count: usize) -> anyhow::Result<String> {
         sockopt::set_socket_send_buffer_size(&stream, 4096)?;
         stream.set_nonblocking(true)?;
         while stream.write(&[0; 65536]).is_ok() {}
-        let connection = Connection::to(socket)?;
-        let files: [BorrowedFd<'_>; 1] = [stream.as_fd()];
-        match connection.send(&Ask::NextMove.encode([0; 16]), &files) {
-            Ok(()) => sent += 1,
-            // Linux 6.16 and later.
-            Err(rustix::io::Errno::PERM) => return Ok("refused".to_owned()),
-            // It was closed before.
-            Err(_) => {}
+        let connection = Arc::new(Connection::to(socket)?);
+        let sending = Arc::clone(&connection);
+        if number == 0 {
+            let sent = sending.send(&[0; 64], &[stream.as_fd()]);
+            if sent == Err(rustix::io::Errno::PERM) {
+                // Linux 6.16 and later.
+                return Ok("refused".to_owned());
+            }
         }
+        // Whoever lets go of the stream last must wait. Where that is us, it is this thread.
+        thread::spawn(move || {
+            let _ = sending.send(&[0; 64], &[stream.as_fd()]);
+            drop(stream);
+        });
         kept.push((other, connection));
-        // So that some wait to be accepted with what they have sent.
-        if number % 10 == 0 {
-            thread::sleep(Duration::from_millis(1));
-        }
     }
-    println!("sent {sent}");
-    // Until nobody holds our stdin any more; then the other ends are closed, and nothing is waited for any more.
+    println!("sent {count}");
+    // Until somebody closes our stdin; then the other ends are closed, and nothing is waited for any more.
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     drop(kept);
     Ok("ended".to_owned())
