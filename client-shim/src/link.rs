@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{AtFlags, CWD, statat};
 use rustix::io::Errno as OsError;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
@@ -30,9 +31,9 @@ pub(crate) struct Link {
 /// Why a question has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LinkError {
-    /// Nobody listens: the daemon has gone.
+    /// Nobody listens at the place that we see: the daemon has gone.
     NoDaemon,
-    /// It is busy, of another version, or does not answer in time.
+    /// It is busy, of another version, out of sight, or does not answer in time.
     NoAnswer,
 }
 
@@ -77,9 +78,25 @@ impl Link {
         }
         match persist(|| connect(&socket, &address)) {
             Ok(()) => Ok(socket),
-            Err(OsError::CONNREFUSED | OsError::NOENT) => Err(LinkError::NoDaemon),
+            Err(OsError::CONNREFUSED) => Err(LinkError::NoDaemon),
+            Err(OsError::NOENT) if self.has_folder() => Err(LinkError::NoDaemon),
             Err(_) => Err(LinkError::NoAnswer),
         }
+    }
+
+    /// Is the socket's folder there? A daemon that ends leaves it behind. Without it we look from elsewhere: the program
+    /// has changed its root (chroot) or what is mounted.
+    fn has_folder(&self) -> bool {
+        let mut path = self.hello.socket;
+        let len = usize::from(self.hello.socket_len).min(path.len());
+        let slash = path.iter().take(len).rposition(|byte| *byte == b'/');
+        // The slash and the dot, and the zero that ends it.
+        let Some([dot, end]) = slash.and_then(|slash| path.get_mut(slash + 1..slash + 3)) else {
+            return false;
+        };
+        (*dot, *end) = (b'.', 0);
+        std::ffi::CStr::from_bytes_until_nul(&path)
+            .is_ok_and(|folder| statat(CWD, folder, AtFlags::empty()).is_ok())
     }
 }
 
@@ -262,6 +279,25 @@ mod tests {
         assert_eq!(fake.link().ask(ASK).err(), Some(LinkError::NoDaemon));
         drop(fake.listening(1));
         assert_eq!(fake.link().ask(ASK).err(), Some(LinkError::NoDaemon));
+    }
+
+    #[test]
+    fn a_daemon_that_is_out_of_sight_has_not_gone() {
+        let mut link = Fake::nobody().link();
+        let path = b"/vidcompat-has-no-such-folder/socket";
+        link.hello.socket[..path.len()].copy_from_slice(path);
+        link.hello.socket_len = u16::try_from(path.len()).unwrap();
+        assert_eq!(link.ask(ASK).err(), Some(LinkError::NoAnswer));
+        // With the longest path, and with one that has no folder.
+        link.hello.socket = [b'a'; 108];
+        link.hello.socket[0] = b'/';
+        link.hello.socket_len = 107;
+        assert_eq!(link.ask(ASK).err(), Some(LinkError::NoDaemon));
+        link.hello.socket[106] = b'/';
+        assert_eq!(link.ask(ASK).err(), Some(LinkError::NoAnswer));
+        link.hello.socket[0] = b'a';
+        link.hello.socket_len = 10;
+        assert_eq!(link.ask(ASK).err(), Some(LinkError::NoAnswer));
     }
 
     #[test]

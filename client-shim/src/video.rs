@@ -104,8 +104,7 @@ fn obey(fd: c_int) -> bool {
     let Some(link) = sys::program_fd(fd).and_then(Link::of) else {
         return false;
     };
-    adopt::obey(&link);
-    true
+    adopt::obey(&link)
 }
 
 /// EXPBUF has left a ticket at `argument`: fetches the fd for it and puts its number there. `None`: nobody answers.

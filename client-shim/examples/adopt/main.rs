@@ -57,6 +57,14 @@ const CASES: &[Case] = &[
         "protection_stays_the_programs",
         programs::protection_stays_the_programs,
     ),
+    (
+        "pages_that_nobody_has_asked_for",
+        programs::pages_that_nobody_has_asked_for,
+    ),
+    (
+        "a_program_that_drops_privileges",
+        programs::a_program_that_drops_privileges,
+    ),
     ("the_daemon_dies", programs::the_daemon_dies),
     ("errno_and_the_switch", programs::errno_and_the_switch),
     ("a_naive_exchange_is_seen", threads::a_naive_exchange_is_seen),
@@ -88,6 +96,7 @@ fn main() {
     if let Some(("switched-off", _)) = lender.split_once(' ') {
         return programs::switched_off(&lender);
     }
+    processes::close_files_at_fork();
     let lender = Lender::open(&lender);
     // Before the first adoption.
     processes::close_files_at_fork();

@@ -1,11 +1,12 @@
 //! One thread: what programs and malloc do with their memory.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use vidcompat_proto::shim::Outcome;
 
 use crate::link::{self, DAEMON_IS_DEAD};
-use crate::memory::{Lender, Memory, PAGE};
+use crate::memory::{Lender, Memory, PAGE, in_child};
 use std::sync::atomic::Ordering;
 
 const LEN: usize = 150 * PAGE;
@@ -327,6 +328,61 @@ pub(crate) fn what_the_program_has_unmapped_is_its_own(lender: &Lender) {
     target.unmap();
 }
 
+/// What the program's own mapping has meanwhile, where nobody sees it, must not come back with it.
+pub(crate) fn pages_that_nobody_has_asked_for(lender: &Lender) {
+    let memory = Memory::anonymous(LEN);
+    for (lock, fork) in [(true, false), (true, true), (false, false)] {
+        memory.fill(1);
+        assert_eq!(memory.adopt(&lender.buffer(LEN)), Outcome::Done);
+        if lock {
+            assert_eq!(unsafe { libc::mlockall(libc::MCL_CURRENT) }, 0);
+        } else {
+            read_all_that_can_be_read();
+        }
+        if fork {
+            assert!(in_child(|| assert!(memory.holds(1))));
+        }
+        memory.fill(2);
+        memory.freed();
+        assert_eq!(unsafe { libc::munlockall() }, 0);
+        assert!(memory.holds(2), "locked: {lock}, forked: {fork}");
+        assert!(memory.is_ordinary() && !crate::adopt::any());
+    }
+    memory.unmap();
+}
+
+/// As a debugger that saves the memory.
+fn read_all_that_can_be_read() {
+    let memory = std::fs::File::open("/proc/self/mem").unwrap();
+    let mut page = [0; PAGE];
+    for line in crate::memory::maps()
+        .lines()
+        .filter(|line| line.contains(" rw-p "))
+    {
+        let range = line.split(' ').next().unwrap();
+        let (start, end) = range.split_once('-').unwrap();
+        let [start, end] = [start, end].map(|address| u64::from_str_radix(address, 16).unwrap());
+        for address in (start..end).step_by(PAGE) {
+            let _ = memory.read_at(&mut page, address);
+        }
+    }
+}
+
+/// To another user the daemon says of every token that there is no such session.
+pub(crate) fn a_program_that_drops_privileges(lender: &Lender) {
+    let memory = Memory::anonymous(LEN);
+    memory.fill(1);
+    assert_eq!(memory.adopt(&lender.buffer(LEN)), Outcome::Done);
+    link::lend(memory.addr(), false);
+    assert_eq!(unsafe { libc::seteuid(65534) }, 0);
+    crate::adopt::reconcile();
+    assert_eq!(unsafe { libc::seteuid(0) }, 0);
+    assert!(memory.is_adopted(), "given back while a device may use it");
+    crate::adopt::reconcile();
+    assert!(memory.is_ordinary() && memory.holds(1) && !crate::adopt::any());
+    memory.unmap();
+}
+
 pub(crate) fn protection_stays_the_programs(lender: &Lender) {
     let buffer = lender.buffer(LEN);
     for (from, pages, prot, mode) in [
@@ -355,7 +411,7 @@ pub(crate) fn the_daemon_dies(lender: &Lender) {
     assert_eq!(memory.adopt(&lender.buffer(LEN)), Outcome::Done);
     DAEMON_IS_DEAD.store(true, Ordering::Relaxed);
     crate::adopt::reconcile();
-    crate::adopt::obey(&link::link());
+    assert!(!crate::adopt::obey(&link::link()), "nobody can be talked to");
     DAEMON_IS_DEAD.store(false, Ordering::Relaxed);
     assert!(memory.is_ordinary() && memory.holds(3) && !crate::adopt::any());
     memory.unmap();

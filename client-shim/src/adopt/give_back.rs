@@ -72,6 +72,12 @@ fn part_back(adopted: Adopted, prot: MprotectFlags) -> Result<(), Adopted> {
     if fault.register(kept_at).is_err() {
         return part_copied(adopted, prot);
     }
+    // A page that is there would stay, and hide the contents: mlockall, a debugger that has read all of the memory, a fork
+    // after which it could not be emptied.
+    if adopted.kept.discard().is_err() {
+        let _ = fault.unregister(kept_at);
+        return part_copied(adopted, prot);
+    }
     let Adopted {
         alias, kept, object, ..
     } = adopted;
@@ -140,7 +146,7 @@ fn part_copied(adopted: Adopted, prot: MprotectFlags) -> Result<(), Adopted> {
     let _ = kept.protect(prot);
     kept.over(stretch).map_err(|kept| {
         let _ = kept.protect(READ_WRITE);
-        kept.discard();
+        let _ = kept.discard();
         Adopted {
             stretch,
             alias,

@@ -31,11 +31,14 @@ pub(crate) fn any() -> bool {
 /// So many moves at once are not a daemon's that is well.
 const MOVES: usize = 64;
 
-/// A QBUF was told to move first: does what the daemon wants, one move after the other. Afterwards the call is made again.
-pub(crate) fn obey(link: &Link) {
+/// A QBUF was told to move first: does what the daemon wants, one move after the other. Afterwards the call is made again,
+/// unless the daemon cannot be talked to (`false`).
+pub(crate) fn obey(link: &Link) -> bool {
     for _ in 0..MOVES {
-        let Ok((Answer::Move(wanted), file)) = link.ask(Ask::NextMove) else {
-            return;
+        let (wanted, file) = match link.ask(Ask::NextMove) {
+            Ok((Answer::Move(wanted), file)) => (wanted, file),
+            Ok((Answer::Nothing, _)) => return true,
+            _ => return false,
         };
         let (client_addr, length, outcome) = match wanted {
             Move::Adopt { client_addr, length } => {
@@ -49,9 +52,10 @@ pub(crate) fn obey(link: &Link) {
             outcome,
         });
         if told.is_err() {
-            return;
+            return false;
         }
     }
+    true
 }
 
 /// Buffers were freed, a file was closed: gives back what no session has any more.
@@ -62,7 +66,7 @@ pub(crate) fn reconcile() {
     while any() {
         // The lock is not held while the daemon is asked: another thread may do the same, and the first gives back.
         let Some((serial, asked, link)) = table::lock().and_then(|table| {
-            let entry = table.next(from)?;
+            let entry = table.next_of(from, sys::user())?;
             Some((entry.serial, entry.asked, entry.link))
         }) else {
             return;
@@ -77,6 +81,8 @@ pub(crate) fn reconcile() {
             match answer {
                 Ok((Answer::Nothing, _)) => {}
                 Ok((Answer::Errno(Errno::ENOENT), _)) | Err(LinkError::NoDaemon) => gone = Some(token),
+                // Nor would it answer for the others, and each wait is long.
+                Err(LinkError::NoAnswer) => return,
                 _ => continue,
             }
         }

@@ -11,8 +11,9 @@
 //! name, and when it goes back to its place one day, it grows together with what is left of that mapping on both sides.
 //! So mremap over all of it works as ever, and no mapping is left behind.
 //!
-//! Not seen by any of this: I/O of the kernel's that holds the pages themselves (O_DIRECT or io_uring under way into the
-//! very buffer). It ends in the old pages, as it does natively when the program forks.
+//! Not seen by any of this: whoever in the kernel holds the pages themselves. O_DIRECT or io_uring under way into the very
+//! buffer ends in the old pages and is lost, and so is all that a device does for which the program has registered the
+//! memory for good (io_uring's buffers, a GPU, RDMA, a node of another driver with USERPTR).
 
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{SeekFrom, seek};
@@ -62,7 +63,8 @@ pub(super) fn adopt(stretch: Stretch, file: &OwnedFd) -> std::result::Result<Ado
         return Err(Outcome::Refused);
     }
     fault.wake(stretch);
-    kept.discard();
+    // If it cannot, that costs memory: giving back sees to it again.
+    let _ = kept.discard();
     Ok(Adopted {
         stretch,
         alias,

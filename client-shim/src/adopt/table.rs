@@ -69,6 +69,8 @@ pub(super) struct Entry {
     /// As the move said: what the daemon is asked about, though the program may have unmapped a part.
     pub(super) asked: Stretch,
     pub(super) link: Link,
+    /// Whom the link's token is for. To another user the daemon says that there is no such session.
+    pub(super) user: u32,
     /// Tells it from a later one in the same place.
     pub(super) serial: u64,
 }
@@ -106,11 +108,13 @@ fn this_process() -> u32 {
 /// The table, if it is this process's or nobody's yet, and not in the middle of a fork of this very thread, where other
 /// libraries' handlers may close files.
 pub(super) fn lock() -> Option<Guard<Table>> {
+    if TABLE.is_left_by_us() {
+        return None;
+    }
     let process = this_process();
     let nobodys = OWNER.compare_exchange(0, process, Ordering::Relaxed, Ordering::Relaxed);
     match nobodys {
         Err(owner) if owner != process => None,
-        _ if TABLE.is_left_by_us() => None,
         _ => Some(TABLE.lock()),
     }
 }
@@ -139,6 +143,7 @@ impl Table {
             asked: adopted.stretch,
             adopted,
             link,
+            user: sys::user(),
             serial: self.serials,
         };
         COUNT.fetch_add(1, Ordering::Relaxed);
@@ -152,11 +157,11 @@ impl Table {
         }
     }
 
-    /// The entry with the lowest serial of `from` or more.
-    pub(super) fn next(&self, from: u64) -> Option<&Entry> {
+    /// The entry with the lowest serial of `from` or more that was made as `user`.
+    pub(super) fn next_of(&self, from: u64, user: u32) -> Option<&Entry> {
         let entries = self.entries.iter().flatten();
         entries
-            .filter(|entry| entry.serial >= from)
+            .filter(|entry| entry.serial >= from && entry.user == user)
             .min_by_key(|entry| entry.serial)
     }
 

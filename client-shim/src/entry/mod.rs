@@ -14,10 +14,10 @@ use std::ffi::{c_int, c_uint, c_ulong, c_void};
 
 use vidcompat_proto::ioc::Command;
 
-use crate::guard::{guard, inside};
+use crate::guard::guard;
 use crate::map::{Wanted, map};
 use crate::video::{self, Way};
-use crate::{adopt, next, sys};
+use crate::{adopt, next, node, sys};
 
 /// The kernel has 32 bits of a request; old programs pass it sign-extended.
 const fn command(request: c_ulong) -> Command {
@@ -124,13 +124,24 @@ mmaps! {
     mmap64, MMAP64, u64;
 }
 
-/// A file may have been closed, perhaps the last of a session's: what was adopted for it is the program's again.
+/// Is `fd`, which is about to be closed, a file of ours, with anything adopted? One load for most programs. Who closes
+/// other files is not to wait for the daemon.
+#[inline]
+fn concerns_us(fd: c_int) -> bool {
+    adopt::any() && is_ours(fd)
+}
+
+#[cold]
+#[inline(never)]
+fn is_ours(fd: c_int) -> bool {
+    guard(|| sys::program_fd(fd).is_some_and(node::is_ours)) == Some(true)
+}
+
+/// A file of ours may have been closed, perhaps the last of a session's: what was adopted for it is the program's again.
 #[cold]
 #[inline(never)]
 fn closed() {
-    if !inside() {
-        guard(adopt::reconcile);
-    }
+    guard(adopt::reconcile);
 }
 
 /// # Safety
@@ -138,7 +149,7 @@ fn closed() {
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C-unwind" fn close(fd: c_int) -> c_int {
     let next = next::CLOSE.get();
-    if !adopt::any() {
+    if !concerns_us(fd) {
         // SAFETY: the program's own call.
         return unsafe { next(fd) };
     }
@@ -153,7 +164,7 @@ pub unsafe extern "C-unwind" fn close(fd: c_int) -> c_int {
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C-unwind" fn dup2(old: c_int, new: c_int) -> c_int {
     let next = next::DUP2.get();
-    if !adopt::any() {
+    if !concerns_us(new) {
         // SAFETY: the program's own call.
         return unsafe { next(old, new) };
     }
@@ -168,7 +179,7 @@ pub unsafe extern "C-unwind" fn dup2(old: c_int, new: c_int) -> c_int {
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C-unwind" fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int {
     let next = next::DUP3.get();
-    if !adopt::any() {
+    if !concerns_us(new) {
         // SAFETY: the program's own call.
         return unsafe { next(old, new, flags) };
     }

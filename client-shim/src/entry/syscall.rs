@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_long, c_ulong, c_void};
 use std::ptr::with_exposed_provenance_mut;
 
-use super::{closed, command, open};
+use super::{closed, command, concerns_us, open};
 use crate::map::{Wanted, map};
 use crate::video::{self, Way};
 use crate::{adopt, next, redirect, sys};
@@ -107,9 +107,17 @@ unsafe extern "C-unwind" fn closing(
     f: usize,
 ) -> usize {
     let next = next::SYSCALL.get();
+    let concerns_us = match number {
+        libc::SYS_close => concerns_us(int(a)),
+        libc::SYS_dup3 => concerns_us(int(b)),
+        #[cfg(not(target_arch = "aarch64"))]
+        libc::SYS_dup2 => concerns_us(int(b)),
+        libc::SYS_close_range => adopt::any(),
+        _ => false,
+    };
     // SAFETY: the program's own call.
     let result = unsafe { next(number, a, b, c, d, e, f) };
-    if adopt::any() {
+    if concerns_us {
         closed();
     }
     result

@@ -47,8 +47,8 @@ impl Held {
 pub struct Export {
     /// Which.
     pub request: V4l2ExportBuffer,
-    /// As long as the queue has this number.
-    pub queue: u64,
+    /// As long as the buffer has this name.
+    pub name: u64,
 }
 
 /// Who has such a queue.

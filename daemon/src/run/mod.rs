@@ -270,12 +270,16 @@ fn put_in_place(
     }
     match place::in_user_namespace(pairs) {
         Ok(()) => {
-            notes.push(match &program.hindrance {
-                Some(Hindrance::Rights(_)) => {
-                    "it runs in a user namespace, with your own rights only (run this command as root for both)".to_owned()
-                }
-                _ => "it runs in a user namespace, in which setuid programs have no effect".to_owned(),
-            });
+            if let Some(Hindrance::Rights(what @ ("setuid" | "setgid"))) = &program.hindrance {
+                // And so the dynamic linker does as LD_PRELOAD says.
+                notes.clear();
+                notes.push(format!(
+                    "it is {what}, which has no effect in the user namespace that it runs in: it has your own rights only \
+                     (run this command as root for both)"
+                ));
+            } else {
+                notes.push("it runs in a user namespace, in which setuid programs have no effect".to_owned());
+            }
             Ok(Way::Namespace)
         }
         Err(error @ PlaceError::Refused { .. }) if shim.library.is_none() => Err(no_place(error.to_string())),

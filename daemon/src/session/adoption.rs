@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
 use vidcompat_proto::Errno;
 use vidcompat_proto::queue::{Claim, ClientKey};
 use vidcompat_proto::shim::{MOVE_FIRST, Move, Outcome};
@@ -18,13 +19,17 @@ use super::queues::QueueState;
 use super::serve::Way;
 use crate::client::BlockedThread;
 use crate::memory::{BounceBuffer, Provider};
-use crate::resolve::{Look, Segment};
+use crate::resolve::Look;
+use crate::sys::Vma;
 
 const PAGE: u64 = 4096;
 /// How long an exchange may take before we believe that it will never be reported.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Buffers that were looked at and not adopted, and are not looked at again.
 const MOST_DECLINED: usize = 256;
+/// Moves that nobody has come for yet. A shim comes at once, in the thread that has called; who speaks as a shim and
+/// never comes leaves no more than these.
+const MOST_PENDING: usize = 64;
 
 /// "Call again when you have moved": see [`MOVE_FIRST`].
 pub(super) const MOVE: Errno = Errno::from_raw(MOVE_FIRST);
@@ -83,6 +88,11 @@ const fn whole_pages(length: u32) -> u64 {
     (length as u64).next_multiple_of(PAGE)
 }
 
+/// Has process `pid` ended? Where another has its number by now, it has not.
+fn is_gone(pid: i32) -> bool {
+    nix::sys::signal::kill(Pid::from_raw(pid), None) == Err(nix::errno::Errno::ESRCH)
+}
+
 impl Adoption {
     /// For people: how many exchanges were done, and why others were not.
     pub(super) fn told(&self) -> (u64, BTreeMap<String, u64>) {
@@ -116,11 +126,25 @@ impl Adoption {
         self.lent.retain(|lent| !lent.overlaps(claim));
     }
 
+    /// Nothing is lent any more to processes that `is_gone` says so of: a file can outlive who has used it first.
+    fn end_of(&mut self, is_gone: impl Fn(i32) -> bool) {
+        self.lent.retain(|lent| !is_gone(lent.pid));
+    }
+
     fn decline(&mut self, claim: &Claim, reason: &'static str) {
         *self.reasons.entry(reason).or_default() += 1;
         self.declined.push_back((claim.client, claim.client_addr));
         if self.declined.len() > MOST_DECLINED {
             self.declined.pop_front();
+        }
+    }
+
+    /// Process `pid` is to come for these; the oldest go where too many were not come for.
+    fn ask_for(&mut self, pid: i32, wishes: impl IntoIterator<Item = Wish>) {
+        let wishes = wishes.into_iter().map(|what| Pending { pid, what });
+        self.pending.extend(wishes);
+        while self.pending.len() > MOST_PENDING {
+            self.pending.pop_front();
         }
     }
 
@@ -198,8 +222,14 @@ impl Session {
         for (_, way) in copied().filter(|(_, way)| way.is_plain()) {
             queue.adoption.is_plain_again(&way.claim);
         }
-        let lent = queue.planes_lent(given.index);
-        if copied().any(|(at, _)| lent.contains(&at)) {
+        let is_lent = |queue: &QueueState| {
+            let lent = queue.planes_lent(given.index);
+            copied().any(|(at, _)| lent.contains(&at))
+        };
+        if is_lent(queue) {
+            queue.adoption.end_of(is_gone);
+        }
+        if is_lent(queue) {
             return self.instead_of_lent(queue, given, pid, can_move);
         }
         if given.has_shim && given.is_new && self.device.may_adopt() {
@@ -208,8 +238,7 @@ impl Session {
                 return Before::MakeImporting;
             }
             if !wished.is_empty() {
-                let pending = wished.into_iter().map(|what| Pending { pid, what });
-                queue.adoption.pending.extend(pending);
+                queue.adoption.ask_for(pid, wished);
                 return Before::Fail(MOVE);
             }
         }
@@ -245,8 +274,7 @@ impl Session {
                     return Before::Fail(Errno::ENOMEM);
                 }
                 adoption.given_back += back.len() as u64;
-                let back = back.into_iter().map(|what| Pending { pid, what });
-                adoption.pending.extend(back);
+                adoption.ask_for(pid, back);
                 Before::Fail(MOVE)
             }
             Err(errno) => Before::Fail(errno),
@@ -280,7 +308,13 @@ impl Session {
             let room = planes
                 .get(plane)
                 .map_or(0, |plane| (plane.size() as u64).next_multiple_of(PAGE));
-            let obstacle = obstacle(&look, segment, &claim, room)
+            let locked = || {
+                let end = claim.client_addr + whole_pages(claim.length);
+                look.client
+                    .is_locked(claim.client_addr..end)
+                    .then_some("it is locked")
+            };
+            let obstacle = obstacle(&segment.vma, &claim, room)
                 .or_else(|| (adoption.lent.len() >= most).then_some("its buffers move about"))
                 .or_else(|| (adoption.given_back > most as u64).then_some("its buffers move about"))
                 // It was asked to come for it, and called again without.
@@ -290,7 +324,9 @@ impl Session {
                         .then_some("its shim cannot be talked to")
                 })
                 .or(given.obstacle)
-                .or_else(|| self.not_importable(&look, planes.get(plane)?));
+                .or_else(|| self.not_importable(&look, planes.get(plane)?))
+                // Last, for it reads much of a process that has locked anything.
+                .or_else(locked);
             match obstacle {
                 Some(reason) => adoption.decline(&claim, reason),
                 None => wished.push(Wish::Adopt {
@@ -407,12 +443,11 @@ fn next_of(queue: &mut QueueState, pid: i32) -> Option<(Move, Option<OwnedFd>)> 
     }
 }
 
-/// Why plain memory is not adopted: ours has `room` bytes. `None`: it can be.
-fn obstacle(look: &Look<'_>, segment: &Segment, claim: &Claim, room: u64) -> Option<&'static str> {
-    let vma = &segment.vma;
+/// Why plain memory, whose first or only mapping is `vma`, is not adopted: ours has `room` bytes. `None`: it can be.
+fn obstacle(vma: &Vma, claim: &Claim, room: u64) -> Option<&'static str> {
     let length = whole_pages(claim.length);
     let name = &vma.name[..];
-    let end = claim.client_addr.checked_add(length)?;
+    let within = |end| end <= vma.end && vma.start <= claim.client_addr;
     Some(if !claim.client_addr.is_multiple_of(PAGE) {
         "it does not begin with a page"
     } else if name.starts_with(b"/anon_hugepage") {
@@ -423,13 +458,14 @@ fn obstacle(look: &Look<'_>, segment: &Segment, claim: &Claim, room: u64) -> Opt
         "it lies in the brk heap, or on a stack"
     } else if !vma.readable || !vma.writable {
         "it cannot be read and written"
-    } else if end > vma.end {
+    } else if !claim.client_addr.checked_add(length).is_some_and(within) {
         "it is several mappings"
     } else if length > room {
         "it is longer than the device's buffer"
-    } else if look.client.is_locked(claim.client_addr..end) {
-        "it is locked"
     } else {
         return None;
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -529,10 +529,15 @@ impl Session {
     ) -> Result<(), Errno> {
         let provider = queue.provider.ok_or(Errno::ENOMEM)?;
         let described = self.query(buf_type, index)?;
+        let there = queue.slots.get(&index).and_then(|slot| slot.planes.clone());
+        let there = there.ok_or(Errno::ENOMEM)?;
         let mut planes = Vec::new();
-        for plane in described.described() {
-            let charge = self.charge(client, plane.length).map_err(|_| Errno::ENOMEM)?;
-            let made = self.make_plane(plane, buf_type, provider, charge, index);
+        for (plane, there) in described.described().iter().zip(there.iter()) {
+            // The device forgets how long a plane is when it refuses a dma-buf (videobuf2-core.c, `__prepare_dmabuf`).
+            let length = u32::try_from(there.size()).map_err(|_| Errno::ENOMEM)?;
+            let plane = V4l2Plane { length, ..*plane };
+            let charge = self.charge(client, length).map_err(|_| Errno::ENOMEM)?;
+            let made = self.make_plane(&plane, buf_type, provider, charge, index);
             planes.push(made.map_err(|_| Errno::ENOMEM)?);
         }
         if let Some(slot) = queue.slots.get_mut(&index) {

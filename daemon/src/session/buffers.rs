@@ -181,15 +181,17 @@ impl Session {
             if !step.new.is_empty() {
                 queue.core.acquired(index, &step.all);
             }
+            // Of our own dma-bufs it has taken all: what it refuses now is not the memory.
+            let is_foreign = |way: &Arc<Way>| way.backing().is_some() && !queue.adoption.has(&way.claim);
+            let may_be_memory = obstacle.is_none() && ways.iter().any(is_foreign);
             if let Some(slot) = queue.slots.get_mut(&index) {
                 slot.ways = Arc::new(ways);
                 if !step.new.is_empty() {
                     slot.client = Some(Arc::clone(caller.client()));
                 }
             }
-            let before = obstacle;
             match self.give_device(op, asked, queue) {
-                Err(errno) if imports && before.is_none() => {
+                Err(errno) if may_be_memory => {
                     tracing::debug!(
                         device = %self.device.path().display(), index, %errno,
                         "the device does not take the client's own dma-buf: it is copied"

@@ -43,6 +43,12 @@ struct Dequeued {
     bytes: Bytes,
 }
 
+/// One that sleeps no more, and the device's answer.
+pub(super) struct Answered {
+    dequeuer: Dequeuer,
+    outcome: Result<Dequeued, Errno>,
+}
+
 enum Bytes {
     /// An OUTPUT buffer, or one of a queue that is passed.
     None,
@@ -263,26 +269,37 @@ impl Session {
     /// Serves the DQBUF that sleeps on the queue of `buf_type` if the device has an answer. Was there one?
     pub(super) fn advance_dequeuer(&self, buf_type: u32) -> bool {
         let mut state = self.lock();
+        let sleeps = state.queues.of(buf_type).dequeuer.is_some();
+        let answered = self.answered(&mut state, buf_type);
+        drop(state);
+        if let Some(answered) = answered {
+            self.tell(answered);
+        }
+        sleeps
+    }
+
+    /// The DQBUF that sleeps on the queue of `buf_type`, if the device has an answer: to be told without the lock.
+    pub(super) fn answered(&self, state: &mut State, buf_type: u32) -> Option<Answered> {
         let queue = state.queues.of_mut(buf_type);
-        let Some(dequeuer) = queue.dequeuer.take() else {
-            return false;
-        };
+        let dequeuer = queue.dequeuer.take()?;
         queue.core.set_waiting(false);
-        match self.try_dequeue(&mut state, &dequeuer.asked) {
+        match self.try_dequeue(state, &dequeuer.asked) {
             Err(Errno::EAGAIN) => {
                 let queue = state.queues.of_mut(buf_type);
                 queue.core.set_waiting(true);
                 queue.dequeuer = Some(dequeuer);
                 if self.device.is_no_vb2(buf_type) {
-                    self.watch_anew(&state, buf_type);
+                    self.watch_anew(state, buf_type);
                 }
+                None
             }
-            outcome => {
-                drop(state);
-                self.finish(dequeuer, outcome);
-            }
+            outcome => Some(Answered { dequeuer, outcome }),
         }
-        true
+    }
+
+    /// Brings the bytes and ends the call.
+    pub(super) fn tell(&self, answered: Answered) {
+        self.finish(answered.dequeuer, answered.outcome);
     }
 
     fn interrupt_dequeuer(&self, id: u64) {

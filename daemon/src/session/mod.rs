@@ -30,6 +30,7 @@ mod write;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::ClientAbi;
@@ -159,11 +160,16 @@ impl Session {
         if let Some(watch) = watch {
             watch.stop(self.device.runtime());
         }
-        // A thread that has just answered the client's last call may not have let go of the session yet.
-        let mut session = self;
+        // A thread that has just answered the client's last call may not have let go of the session yet; one that has asked
+        // the driver for the shim lets go when the driver has answered.
+        let (mut session, mut tries) = (self, 0_u32);
         while let Err(shared) = Arc::try_unwrap(session) {
             session = shared;
-            std::thread::yield_now();
+            tries = tries.saturating_add(1);
+            match tries {
+                ..1000 => std::thread::yield_now(),
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            }
         }
     }
 
@@ -324,15 +330,17 @@ impl Session {
             .filter(|queue| waits(queue))
             .map(|queue| queue.core.buf_type())
             .collect();
-        let polled = Self::tell_polling(&self.node, &mut state, what);
-        drop(state);
-        let dequeued = waiting
-            .iter()
-            .filter(|buf_type| self.advance_dequeuer(**buf_type))
-            .count();
-        if !polled && dequeued == 0 {
-            self.watch_for(&self.lock());
+        let served = Self::tell_polling(&self.node, &mut state, what) || !waiting.is_empty();
+        let answered: Vec<_> = waiting
+            .into_iter()
+            .filter_map(|buf_type| self.answered(&mut state, buf_type))
+            .collect();
+        if !served {
+            self.watch_for(&state);
         }
+        drop(state);
+        // Their bytes are where they belong.
+        answered.into_iter().for_each(|answered| self.tell(answered));
         true
     }
 

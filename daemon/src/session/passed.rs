@@ -23,8 +23,8 @@ const NO_FD: u32 = u32::MAX;
 pub(super) struct Passed {
     /// `V4L2_MEMORY_*`
     memory: u32,
-    /// Never used for another queue.
-    id: u64,
+    /// Numbers of its own buffers that were asked for, by index: never used for another buffer.
+    ids: BTreeMap<u32, u64>,
     /// No buffer has a higher index, nor this.
     end: u32,
     /// Dma-bufs by index of the buffer.
@@ -63,10 +63,9 @@ const fn low_half(m: u64) -> u32 {
 
 impl Passed {
     pub(super) fn new(memory: u32, count: u32) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
             memory,
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            ids: BTreeMap::new(),
             end: count,
             imported: BTreeMap::new(),
         }
@@ -77,9 +76,16 @@ impl Passed {
         self.end = self.end.max(end);
     }
 
-    /// Names this queue.
-    pub(super) fn id(&self) -> u64 {
-        self.id
+    /// Names buffer `index` from now on, as long as it is not removed: another one can get its index.
+    pub(super) fn name(&mut self, index: u32) -> u64 {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let next = || NEXT.fetch_add(1, Ordering::Relaxed);
+        *self.ids.entry(index).or_insert_with(next)
+    }
+
+    /// Is this the name of buffer `index`?
+    pub(super) fn is_named(&self, index: u32, name: u64) -> bool {
+        self.ids.get(&index) == Some(&name)
     }
 
     /// Is nothing in `head` a file of the client's?
@@ -102,6 +108,7 @@ impl Passed {
     }
 
     pub(super) fn removed(&mut self, indices: Range<u32>) {
+        self.ids.retain(|index, _| !indices.contains(index));
         self.imported.retain(|index, _| !indices.contains(index));
     }
 
@@ -228,5 +235,28 @@ impl Session {
         } else {
             Errno::EBADR
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Passed;
+    use vidcompat_proto::abi::v4l2::memory;
+
+    #[test]
+    fn a_buffer_that_has_the_index_of_a_removed_one_is_another() {
+        let mut passed = Passed::new(memory::MMAP, 3);
+        let names = [0, 1, 2].map(|index| passed.name(index));
+        assert!(passed.is_named(1, names[1]) && passed.name(1) == names[1]);
+        assert!(!passed.is_named(0, names[1]) && !passed.is_named(3, names[1]));
+        passed.removed(1..2);
+        assert!(!passed.is_named(1, names[1]));
+        passed.created(2);
+        assert!(passed.name(1) != names[1] && !passed.is_named(1, names[1]));
+        assert!(passed.is_named(0, names[0]) && passed.is_named(2, names[2]));
+        assert!(
+            !Passed::new(memory::MMAP, 3).is_named(0, names[0]),
+            "another queue"
+        );
     }
 }

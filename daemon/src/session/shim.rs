@@ -57,18 +57,32 @@ struct Protection {
 }
 
 impl Protection {
-    /// `vb2_mmap` (videobuf2-core.c:2470): shared only; what a device writes must be readable, what it reads writable.
-    fn suits(self, buf_type: u32) -> bool {
-        let shared = matches!(
-            self.flags & libc::MAP_TYPE,
-            libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE
-        );
+    /// What the kernel says of a file that was opened with `access_mode` before it asks the driver (mm/mmap.c, `do_mmap`).
+    fn suits_file(self, access_mode: libc::c_int) -> Result<(), Errno> {
+        let writes = self.is_shared() && self.prot & libc::PROT_WRITE != 0;
+        match access_mode {
+            libc::O_RDWR => Ok(()),
+            libc::O_RDONLY if !writes => Ok(()),
+            _ => Err(Errno::EACCES),
+        }
+    }
+
+    /// `vb2_mmap` (videobuf2-core.c:2470): shared only; what a device writes must be readable, what it reads writable. A
+    /// shared mapping of a file that was opened for reading only does not count as shared (`VM_SHARED`, mm/mmap.c).
+    fn suits_queue(self, buf_type: u32, access_mode: libc::c_int) -> bool {
         let needed = if buf_type::is_output(buf_type) {
             libc::PROT_WRITE
         } else {
             libc::PROT_READ
         };
-        shared && self.prot & needed != 0
+        self.is_shared() && access_mode != libc::O_RDONLY && self.prot & needed != 0
+    }
+
+    fn is_shared(self) -> bool {
+        matches!(
+            self.flags & libc::MAP_TYPE,
+            libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE
+        )
     }
 }
 
@@ -109,41 +123,44 @@ impl Session {
         prot: u32,
         flags: u32,
     ) -> Result<(OwnedFd, u64), Errno> {
-        if self.node.is_gone() {
-            return Err(Errno::ENODEV);
-        }
         let wanted = Protection {
             prot: prot.cast_signed(),
             flags: flags.cast_signed(),
         };
-        let state = self.lock();
-        let (request, size, queue) = state
+        wanted.suits_file(self.access_mode)?;
+        if self.node.is_gone() {
+            return Err(Errno::ENODEV);
+        }
+        let mut state = self.lock();
+        let (request, size) = state
             .queues
             .each()
             .into_iter()
             .find_map(|queue| {
                 let passed = queue.passed.as_ref()?;
-                let (request, size) = self.plane_at(queue.core.buf_type(), passed.mmap_indices(), offset)?;
-                Some((request, size, passed.id()))
+                self.plane_at(queue.core.buf_type(), passed.mmap_indices(), offset)
             })
             .ok_or(Errno::EINVAL)?;
         let pages = u64::from(size).next_multiple_of(4096);
-        if !wanted.suits(request.buf_type) || length > pages {
+        let is_vb2 = !self.device.is_no_vb2(request.buf_type);
+        if is_vb2 && (!wanted.suits_queue(request.buf_type, self.access_mode) || length > pages) {
             return Err(Errno::EINVAL);
         }
         match self.node.export(&request) {
             Ok(fd) => {
                 let exports: Weak<dyn Exports> = Arc::<Self>::downgrade(self);
-                if let Err(error) = self
-                    .device
-                    .own()
-                    .add_export(&fd, exports, Export { request, queue })
+                let passed = state.queues.of_mut(request.buf_type).passed.as_mut();
+                if let Some(name) = passed.map(|passed| passed.name(request.index))
+                    && let Err(error) = self
+                        .device
+                        .own()
+                        .add_export(&fd, exports, Export { request, name })
                 {
                     tracing::debug!(%error, "a buffer of ours will not be known again");
                 }
                 Ok((fd, 0))
             }
-            // v4l2loopback. Its buffers belong to the device and not to a file.
+            // v4l2loopback. Its buffers belong to the device and not to a file; the kernel asks it for itself.
             Err(Errno::ENOTTY) => {
                 let node = RealNode::open(self.device.path(), self.access_mode)
                     .and_then(|node| self.device.is_still(node))
@@ -195,7 +212,7 @@ impl Exports for Session {
         queue
             .passed
             .as_ref()
-            .filter(|passed| passed.id() == export.queue)?;
+            .filter(|passed| passed.is_named(export.request.index, export.name))?;
         let request = V4l2ExportBuffer {
             flags: libc::O_RDWR.cast_unsigned(),
             ..export.request
@@ -207,5 +224,59 @@ impl Exports for Session {
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "a session of {}", self.device.path().display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Protection;
+    use libc::{MAP_PRIVATE, MAP_SHARED, O_RDONLY, O_RDWR, O_WRONLY, PROT_READ, PROT_WRITE};
+    use vidcompat_proto::Errno;
+    use vidcompat_proto::abi::v4l2::buf_type::{VIDEO_CAPTURE, VIDEO_OUTPUT};
+
+    /// What the real vivid says on Linux 6.12.
+    #[test]
+    fn a_mapping_suits_the_file_first_and_then_the_queue() {
+        let says = |prot, flags, access_mode, buf_type| {
+            let wanted = Protection { prot, flags };
+            wanted.suits_file(access_mode)?;
+            match wanted.suits_queue(buf_type, access_mode) {
+                true => Ok(()),
+                false => Err(Errno::EINVAL),
+            }
+        };
+        let both = PROT_READ | PROT_WRITE;
+        for (prot, capture, output) in [
+            (both, Ok(()), Ok(())),
+            (PROT_READ, Ok(()), Err(Errno::EINVAL)),
+            (PROT_WRITE, Err(Errno::EINVAL), Ok(())),
+            (0, Err(Errno::EINVAL), Err(Errno::EINVAL)),
+        ] {
+            assert_eq!(says(prot, MAP_SHARED, O_RDWR, VIDEO_CAPTURE), capture, "{prot}");
+            assert_eq!(says(prot, MAP_SHARED, O_RDWR, VIDEO_OUTPUT), output, "{prot}");
+            for flags in [MAP_SHARED, MAP_PRIVATE] {
+                let denied = Err(Errno::EACCES);
+                assert_eq!(
+                    says(prot, flags, O_WRONLY, VIDEO_OUTPUT),
+                    denied,
+                    "{prot} {flags}"
+                );
+            }
+        }
+        for prot in [both, PROT_READ] {
+            assert_eq!(says(prot, MAP_PRIVATE, O_RDWR, VIDEO_CAPTURE), Err(Errno::EINVAL));
+            assert_eq!(
+                says(prot, MAP_PRIVATE, O_RDONLY, VIDEO_CAPTURE),
+                Err(Errno::EINVAL)
+            );
+        }
+        assert_eq!(
+            says(PROT_READ, MAP_SHARED, O_RDONLY, VIDEO_CAPTURE),
+            Err(Errno::EINVAL)
+        );
+        assert_eq!(
+            says(both, MAP_SHARED, O_RDONLY, VIDEO_CAPTURE),
+            Err(Errno::EACCES)
+        );
     }
 }

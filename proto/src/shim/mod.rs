@@ -16,11 +16,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::ioc::{Command, Direction};
 
-/// Of everything here. A change that the other side would misunderstand gets another number and another [`LETTER`].
+/// Of everything here. A change that the other side would misunderstand gets another number.
 pub const VERSION: u16 = 1;
 
-/// The letter (`_IOC_TYPE`) of ioctls that say that the shim is there, in this [`VERSION`].
-pub const LETTER: u8 = 0xd6;
+/// The letter (`_IOC_TYPE`) of ioctls that say that the shim is there: another one for each [`VERSION`], so that who is of
+/// another version is told `ENOTTY` by the first call and goes on without the shim.
+pub const LETTER: u8 = 0xd5 + VERSION.to_le_bytes()[0];
 
 /// `VIDIOC_*` as the shim says it: the same struct, size and number under our letter.
 #[must_use]

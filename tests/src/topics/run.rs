@@ -272,6 +272,9 @@ fn setuid() -> anyhow::Result<()> {
             "{note}"
         );
         ensure!(lines.contains(&format!("user {USER} group {USER}")), "{lines:?}");
+        // Without those rights the shim is let in.
+        let real = number(&camera.node.real())?;
+        ensure!(lines[0].ends_with(&format!("seen as {real}")), "{lines:?}");
     }
     // Root gets nothing by it, and so has the shim.
     let (note, _) = without_shim(&camera, Who::Root, &[], &words)?;

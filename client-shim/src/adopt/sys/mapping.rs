@@ -152,9 +152,13 @@ impl Mapping {
     }
 
     /// Frees its pages, and keeps the addresses.
-    pub(in crate::adopt) fn discard(&self) {
-        // Where it is refused (locked), the pages stay, which costs memory and nothing else.
-        let _ = self.advise(Advice::LinuxDontNeed);
+    ///
+    /// # Errors
+    /// The pages stay, with what is in them.
+    pub(in crate::adopt) fn discard(&self) -> Result<()> {
+        self.advise(Advice::LinuxDontNeed)
+            // The program has locked everything that it has since (mlockall). Linux 5.18.
+            .or_else(|_| self.advise(Advice::LinuxDontneedLocked))
     }
 
     fn advise(&self, advice: Advice) -> Result<()> {

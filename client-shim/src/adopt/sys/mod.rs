@@ -29,6 +29,11 @@ pub(super) fn page_bytes() -> usize {
     usize::try_from(bytes).unwrap_or(4096)
 }
 
+/// The effective user, as the daemon sees us at this moment.
+pub(super) fn user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
 /// Does `stretch` hold the stack that this code runs on? Who takes those pages away waits for himself.
 pub(super) fn is_under_us(stretch: Stretch) -> bool {
     const BELOW: usize = 64 << 10;
