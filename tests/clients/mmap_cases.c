@@ -393,7 +393,7 @@ static void stream(void)
 {
 	int fd = open_node(O_RDWR);
 	void *memory[3];
-	struct told told[3], done;
+	struct told told[3], done = { 0 };
 	int count = reqbufs(fd, 3);
 
 	say("%d buffers", count);

@@ -56,6 +56,11 @@ const EXPECTED: &[Expected] = &[
         why: "a session has the buffers that it has asked for itself",
     },
     Expected {
+        line: "EXPBUF without an fd: EMFILE, fd ",
+        ends: ("-77", "1"),
+        why: "what the kernel has written there is the ticket by which the shim wanted to fetch the fd",
+    },
+    Expected {
         line: "mmap without an fd: ",
         ends: ("ok", "ENODEV"),
         why: "the shim needs two fds for a moment",
