@@ -127,6 +127,10 @@ const ON_ONE_KERNEL: &[&str] = &[
     "nodes::select_gives_the_same_sets_for_each_kind",
     "nodes::epoll_gives_the_same_bits_for_each_kind",
     "sharing::eight_clients_on_eight_nodes",
+    "shim_programs::ffmpeg",
+    "shim_programs::gstreamer_gives_a_cameras_buffers_to_an_output",
+    "shim_programs::gstreamer_puts_out_by_each_io_mode",
+    "shim_programs::mplayer",
     "shim_programs::opencv",
     "shim_programs::vlc_as_an_ordinary_user",
 ];

@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
 
 use super::programs::{gst_words, snapshot};
-use crate::client::{AT_ONCE, Client};
+use crate::client::AT_ONCE;
 use crate::daemon;
 use crate::nodes::{self, Found, Kind, vivid};
 use crate::picture::Control;
@@ -456,13 +456,15 @@ fn zbarcam() -> anyhow::Result<()> {
         lines.push(status.to_string());
         Ok(lines)
     };
-    let native = watch(&Seat::real(&node))?;
+    let native = watch(&Seat::real(&node));
+    let served = served(&node).and_then(|seat| watch(&seat));
+    crate::setup::devices()?;
+    let native = native?;
     ensure!(
         native.iter().any(|line| line.contains("using I/O mode: MMAP")),
         "on the real node: {native:?}"
     );
-    equal(&native, &watch(&served(&node)?)?)?;
-    crate::setup::devices()
+    equal(&native, &served?)
 }
 
 /// libv4l's own preloaded library before and after the shim, and allocators that map early.
