@@ -38,6 +38,7 @@ mod shim32;
 mod shim_adoption;
 pub mod shim_attacks;
 mod shim_beside;
+mod shim_exchange;
 mod shim_mmap;
 mod shim_programs;
 mod shim_versions;
@@ -111,6 +112,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             shim_beside::TESTS,
             compliance::SHIM,
             shim_adoption::TESTS,
+            shim_exchange::TESTS,
             shim_versions::TESTS,
             run::TESTS,
             kernel_log::TESTS,
