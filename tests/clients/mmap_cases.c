@@ -554,9 +554,12 @@ static void import(int dmabuf, size_t length, const void *memory)
 	unsigned capture = V4L2_BUF_TYPE_VIDEO_CAPTURE;
 	struct v4l2_requestbuffers request = { .type = capture, .memory = V4L2_MEMORY_DMABUF, .count = 2 };
 	struct v4l2_buffer buffer = { .type = capture, .memory = V4L2_MEMORY_DMABUF, .m.fd = dmabuf, .length = length };
-	int fd = open(other, O_RDWR);
+	int fd;
 	uint32_t before = sum(memory, length);
 
+	if (!strcmp(other, "nobody"))
+		return;
+	fd = open(other, O_RDWR);
 	say("import: REQBUFS %s", errno_of(ioctl(fd, VIDIOC_REQBUFS, &request)));
 	buffer.type = capture;
 	if (ioctl(fd, VIDIOC_QBUF, &buffer) == -1) {

@@ -1,7 +1,16 @@
-//! Bounds on the memory that clients can make us hold.
+//! Bounds on the memory that clients can make us hold, and on what of it they have got into their own hands: that is
+//! charged until they have let go of it, whatever has become of the queue.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::client::{field, own_fdinfo};
+
+/// How often it is looked whether clients have let go of something.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Bytes that buffers may take: in total, and for each client.
 #[derive(Debug)]
@@ -9,6 +18,27 @@ pub struct Budget {
     total: u64,
     per_client: u64,
     used: Mutex<Used>,
+    handed_out: Mutex<Vec<HandedOut>>,
+}
+
+/// A dma-buf that only a client may still need.
+#[derive(Debug)]
+struct HandedOut {
+    fd: Arc<OwnedFd>,
+    client: i32,
+    bytes: u64,
+}
+
+impl HandedOut {
+    /// Has anybody but us the dma-buf, as an fd or mapped? (`count` of its fdinfo, drivers/dma-buf/dma-buf.c.)
+    fn is_used(&self) -> bool {
+        own_fdinfo(&*self.fd).is_ok_and(|fdinfo| others_have(&fdinfo))
+    }
+}
+
+fn others_have(fdinfo: &str) -> bool {
+    let count = field(fdinfo, "count").and_then(|count| count.parse::<u64>().ok());
+    count.is_some_and(|count| count > 1)
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +85,7 @@ impl Budget {
             total,
             per_client,
             used: Mutex::default(),
+            handed_out: Mutex::default(),
         })
     }
 
@@ -63,6 +94,7 @@ impl Budget {
     /// # Errors
     /// See [`OverBudget`]; nothing was spent.
     pub fn charge(self: &Arc<Self>, client: i32, bytes: u64) -> Result<Charge, OverBudget> {
+        self.look();
         // A panic elsewhere leaves the sums whole: nothing in here can fail between two changes.
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let held = used.clients.get(&client).copied().unwrap_or(0);
@@ -83,10 +115,59 @@ impl Budget {
         used.total += bytes;
         *used.clients.entry(client).or_insert(0) += bytes;
         Ok(Charge {
-            budget: Arc::clone(self),
+            budget: Some(Arc::clone(self)),
             client,
             bytes,
         })
+    }
+
+    /// Is there anything that clients have in their hands? What they have let go of is spent no more.
+    fn look(&self) -> bool {
+        let mut handed_out = self.handed_out.lock().unwrap_or_else(PoisonError::into_inner);
+        handed_out.retain(|out| {
+            let used = out.is_used();
+            if !used {
+                self.give_back(out.client, out.bytes);
+            }
+            used
+        });
+        !handed_out.is_empty()
+    }
+
+    /// Keeps `charge` until nobody else has `fd`.
+    fn keep(self: &Arc<Self>, client: i32, bytes: u64, fd: Arc<OwnedFd>) {
+        let mut handed_out = self.handed_out.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_first = handed_out.is_empty();
+        handed_out.push(HandedOut { fd, client, bytes });
+        drop(handed_out);
+        if !is_first {
+            return;
+        }
+        // Until then it is our fd that keeps the memory: somebody must look, though nobody asks for more.
+        let budget = Arc::downgrade(self);
+        let looking = thread::Builder::new().name("handed-out".into()).spawn(move || {
+            while let Some(budget) = budget.upgrade() {
+                if !budget.look() {
+                    return;
+                }
+                drop(budget);
+                thread::sleep(LOOK);
+            }
+        });
+        if let Err(error) = looking {
+            tracing::debug!(%error, "what clients let go of is noticed at the next request only");
+        }
+    }
+
+    fn give_back(&self, client: i32, bytes: u64) {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.total -= bytes;
+        if let Some(held) = used.clients.get_mut(&client) {
+            *held -= bytes;
+            if *held == 0 {
+                used.clients.remove(&client);
+            }
+        }
     }
 
     /// Bytes that the process `client` could spend now.
@@ -109,27 +190,53 @@ impl Budget {
 /// Bytes that are spent while this lives.
 #[derive(Debug)]
 pub struct Charge {
-    budget: Arc<Budget>,
+    /// `None`: handed on.
+    budget: Option<Arc<Budget>>,
     client: i32,
     bytes: u64,
 }
 
+impl Charge {
+    /// Spent until nobody but us has `fd`.
+    pub fn until_let_go(mut self, fd: Arc<OwnedFd>) {
+        if let Some(budget) = self.budget.take() {
+            budget.keep(self.client, self.bytes, fd);
+        }
+    }
+}
+
 impl Drop for Charge {
     fn drop(&mut self) {
-        let mut used = self.budget.used.lock().unwrap_or_else(PoisonError::into_inner);
-        used.total -= self.bytes;
-        if let Some(held) = used.clients.get_mut(&self.client) {
-            *held -= self.bytes;
-            if *held == 0 {
-                used.clients.remove(&self.client);
-            }
+        if let Some(budget) = &self.budget {
+            budget.give_back(self.client, self.bytes);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::{Budget, OverBudget};
+
+    #[test]
+    fn what_nobody_has_any_more_is_spent_no_more() {
+        let budget = Budget::new(100, 100);
+        let (reader, _writer) = std::io::pipe().expect("a pipe");
+        let charge = budget.charge(1, 60).expect("there is room");
+        // No dma-buf, of which nobody else knows anything.
+        charge.until_let_go(Arc::new(reader.into()));
+        assert!(budget.charge(1, 100).is_ok());
+        assert_eq!(budget.spent(), 0);
+    }
+
+    #[test]
+    fn a_dma_buf_tells_how_many_have_it() {
+        let fdinfo = |count| format!("pos:\t0\nsize:\t4096\ncount:\t{count}\nexp_name:\tsystem\n");
+        assert!(super::others_have(&fdinfo(2)));
+        assert!(!super::others_have(&fdinfo(1)));
+        assert!(!super::others_have("pos:\t0\n"));
+    }
 
     #[test]
     fn a_client_over_its_bound_is_refused_and_others_are_not() {

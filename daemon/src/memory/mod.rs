@@ -8,7 +8,7 @@ mod heap;
 mod sync;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use vidcompat_proto::queue::Backing;
 
@@ -45,7 +45,32 @@ pub struct BounceBuffer {
     mapping: Mapping,
     dma_buf: Option<Arc<OwnedFd>>,
     /// Given back when the memory is.
-    _charge: Charge,
+    charge: Paid,
+}
+
+/// What has been paid for a buffer. Behind its memory in the struct above: when it goes, we have nothing mapped any more.
+#[derive(Debug)]
+struct Paid {
+    charge: Option<Charge>,
+    /// The dma-buf, once a client has got it.
+    handed_out: OnceLock<Arc<OwnedFd>>,
+}
+
+impl From<Charge> for Paid {
+    fn from(charge: Charge) -> Self {
+        Self {
+            charge: Some(charge),
+            handed_out: OnceLock::new(),
+        }
+    }
+}
+
+impl Drop for Paid {
+    fn drop(&mut self) {
+        if let (Some(charge), Some(fd)) = (self.charge.take(), self.handed_out.take()) {
+            charge.until_let_go(fd);
+        }
+    }
 }
 
 impl BounceBuffer {
@@ -54,7 +79,7 @@ impl BounceBuffer {
         Self {
             mapping,
             dma_buf: Some(Arc::new(dma_buf)),
-            _charge: charge,
+            charge: charge.into(),
         }
     }
 
@@ -63,7 +88,7 @@ impl BounceBuffer {
         Self {
             mapping,
             dma_buf: None,
-            _charge: charge,
+            charge: charge.into(),
         }
     }
 
@@ -76,6 +101,14 @@ impl BounceBuffer {
             },
             None => Backing::Mmap,
         }
+    }
+
+    /// Another fd of its dma-buf, for a client: it stays charged as long as the client has it.
+    pub fn hand_out(&self) -> Option<OwnedFd> {
+        let dma_buf = self.dma_buf.as_ref()?;
+        let fd = dma_buf.try_clone().ok()?;
+        self.charge.handed_out.get_or_init(|| Arc::clone(dma_buf));
+        Some(fd)
     }
 
     /// Its dma-buf, if it is one.

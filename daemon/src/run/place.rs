@@ -41,7 +41,7 @@ pub enum PlaceError {
 /// In a mount namespace: for who has CAP_SYS_ADMIN.
 ///
 /// # Errors
-/// See [`PlaceError`]; nothing was changed that a program could notice.
+/// See [`PlaceError`]; of several nodes some may stand in place all the same, in a namespace that only this process is in.
 pub fn in_mount_namespace(pairs: &[Pair]) -> Result<(), PlaceError> {
     unshare(CloneFlags::CLONE_NEWNS).map_err(|errno| PlaceError::Refused {
         what: "a mount namespace",
@@ -90,7 +90,9 @@ fn put(pairs: &[Pair]) -> Result<(), PlaceError> {
             // `vidcompat run` inside `vidcompat run`.
             continue;
         }
-        let there = mount_of(real, &mounts);
+        // What is mounted there lies behind symbolic links, in whose mount nothing is to be seen by others either.
+        let target = fs::canonicalize(real).map_err(failed)?;
+        let there = mount_of(&target, &mounts);
         mount(nothing, &there, nothing, MsFlags::MS_SLAVE, nothing).map_err(|errno| failed(errno.into()))?;
         mount(Some(ours), real, nothing, MsFlags::MS_BIND, nothing).map_err(|errno| failed(errno.into()))?;
         if number_of(real) != Some(*our_number) {

@@ -418,8 +418,11 @@ fn next_of(queue: &mut QueueState, pid: i32) -> Option<(Move, Option<OwnedFd>)> 
                 let Some(buffers) = queue.slots.get(&index).and_then(|slot| slot.planes.clone()) else {
                     continue;
                 };
-                let fd = buffers.get(plane).and_then(BounceBuffer::dma_buf);
-                let Some(fd) = fd.and_then(|fd| fd.try_clone().ok()) else {
+                // Before anything is handed out: what the slot has lent stays lent, and it gets other memory when it needs some.
+                if queue.adoption.planes_lent(&buffers).contains(&plane) {
+                    continue;
+                }
+                let Some(fd) = buffers.get(plane).and_then(BounceBuffer::hand_out) else {
                     continue;
                 };
                 let lent = Lent {
@@ -431,10 +434,6 @@ fn next_of(queue: &mut QueueState, pid: i32) -> Option<(Move, Option<OwnedFd>)> 
                     plane,
                     offered: Some(Instant::now()),
                 };
-                // What the slot had lent before stays lent, and it gets other memory when it needs some.
-                if queue.adoption.planes_lent(&buffers).contains(&plane) {
-                    continue;
-                }
                 let (client_addr, length) = (lent.client_addr, lent.length);
                 queue.adoption.lent.push(lent);
                 return Some((Move::Adopt { client_addr, length }, Some(fd)));

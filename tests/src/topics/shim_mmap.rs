@@ -87,9 +87,13 @@ fn on(instance: u32, kind: Kind) -> anyhow::Result<()> {
 
 fn play(node: &Found) -> anyhow::Result<()> {
     daemon::shared()?;
-    // It imports what the node exports: a camera that nobody else uses.
-    let importer = u32::from(node.bus_info.ends_with("vivid-000"));
-    let importer = vivid(importer, Kind::VideoCapture)?.real().display().to_string();
+    // It imports what the node exports: a camera that nobody else uses. Not a dma-contig one, which takes a vmalloc buffer
+    // when its pages happen to be in a row; so that camera has nobody.
+    let camera = vivid(0, Kind::VideoCapture)?.real();
+    let importer = match node.real() == camera {
+        true => "nobody".to_owned(),
+        false => camera.display().to_string(),
+    };
     let cases = |seat: &Seat| -> anyhow::Result<Vec<Vec<String>>> {
         let (status, said) = seat.play(&["mmap_cases", "NODE", &importer], Duration::from_secs(60))?;
         let case = |lines: &str| lines.lines().map(str::to_owned).collect();
