@@ -384,6 +384,9 @@ static void flags(void)
 	munmap(second, PAGE);
 	say("without its first page: %#x", querybuf(fd, 0).flags);
 	munmap(second, told.length);
+	/* Who has exported it may let go of it a moment later. */
+	for (int tries = 0; tries < 100 && querybuf(fd, 0).flags; tries++)
+		usleep(5000);
 	say("not mapped any more: %#x, buffer 1 %#x", querybuf(fd, 0).flags, querybuf(fd, 1).flags);
 	close(fd);
 }

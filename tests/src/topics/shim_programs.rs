@@ -439,6 +439,8 @@ fn zbarcam() -> anyhow::Result<()> {
     daemon::shared()?;
     let node = vivid(0, Kind::VideoCapture)?;
     let watch = |seat: &Seat| -> anyhow::Result<Vec<String>> {
+        // It takes the largest picture that there is.
+        crate::setup::devices()?;
         let words = [
             "zbarcam",
             "--verbose=20",
