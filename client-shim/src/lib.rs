@@ -6,7 +6,7 @@
 //! ([`next`]), untouched.
 //!
 //! [`entry`] has the symbols and no decisions; [`video`] has the ioctls and [`map`] mmap; [`adopt`] makes the program's
-//! memory the device's. What they do runs under [`guard()`]; the program's own call of the next library never does.
+//! memory the device's. What they do runs under [`guard::guard`]; the program's own call of the next library never does.
 //!
 //! Rules for every function that a program can reach: nothing runs before the first call (no constructor: what
 //! `.init_array` has is std's, which keeps argc and argv); nothing allocates, and nothing locks but the table of

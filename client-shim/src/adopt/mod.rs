@@ -1,7 +1,7 @@
 //! Adoption: the program's own pages become the device's buffer, and ordinary memory again.
 //!
 //! The daemon decides what is adopted and when it is given back; here it is done without the program's other threads
-//! noticing ([`swap`], [`give_back`]), or refused. What is adopted stands in a [`table`], because memory must come back
+//! noticing ([`swap`], [`mod@give_back`]), or refused. What is adopted stands in a [`table`], because memory must come back
 //! when the file is closed, which the daemon can no longer tell us on that file, or when the daemon has died. Nothing is
 //! known here of V4L2 or of files.
 

@@ -126,9 +126,13 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
 
 /// What takes long to load or to wait for, and is the same on every kernel: one is enough, but for long runs.
 const ON_ONE_KERNEL: &[&str] = &[
+    "attacks::memory_cut_into_thousands_of_mappings_costs_the_daemon_little",
     "nodes::select_gives_the_same_sets_for_each_kind",
     "nodes::epoll_gives_the_same_bits_for_each_kind",
     "sharing::eight_clients_on_eight_nodes",
+    "sharing::eight_clients_on_one_node_take_turns",
+    "shim_exchange::limits_are_refusals",
+    "shim_exchange::nothing_is_left_behind_by_ten_thousand",
     "shim_programs::ffmpeg",
     "shim_programs::gstreamer_gives_a_cameras_buffers_to_an_output",
     "shim_programs::gstreamer_puts_out_by_each_io_mode",
