@@ -158,9 +158,9 @@ fn exports() -> anyhow::Result<()> {
 const USERPTR: u32 = 2;
 const REQUESTS: u32 = 8;
 
-/// malloc gives whole pages of their own for as much as a frame: without this it takes them from its heap, which is not
-/// adopted.
-const PAGES_OF_ITS_OWN: &str = "MALLOC_MMAP_THRESHOLD_=65536";
+/// malloc gives whole pages of their own for as much as a frame, and has no heap with room for one: what lies there is not
+/// adopted, and where the queue has the device's own buffers (Linux 6.1) then none is, for one is in use.
+const PAGES_OF_ITS_OWN: [&str; 2] = ["MALLOC_MMAP_THRESHOLD_=65536", "MALLOC_TOP_PAD_=0"];
 
 /// yavta's buffers begin on a page.
 fn adopted() -> anyhow::Result<()> {
@@ -173,7 +173,8 @@ fn adopted() -> anyhow::Result<()> {
     let path = ours(VMALLOC).to_string();
     let yavta = |count: &str, file: &str| {
         let arguments = [
-            PAGES_OF_ITS_OWN,
+            PAGES_OF_ITS_OWN[0],
+            PAGES_OF_ITS_OWN[1],
             &preload,
             "yavta-i386",
             "-u",
@@ -196,8 +197,7 @@ fn adopted() -> anyhow::Result<()> {
         let adopted = buffers
             .flatten()
             .filter(|buffer| buffer["planes"][0]["how"] == "adopted");
-        // The first of three has room in the heap.
-        if adopted.count() >= 2 {
+        if adopted.count() == 3 {
             break;
         }
         ensure!(
