@@ -23,7 +23,7 @@ use vidcompat_proto::queue::ClientKey;
 use crate::sys::{self, Mapping, MemoryFault, RemoteMemory, Vma};
 
 pub use blocking::{CallShape, FileFlags};
-pub use objects::{OpenFile, field, offset_of_start, own_fdinfo};
+pub use objects::{OpenFile, offset_of_start};
 pub use privilege::is_admin;
 
 /// One process with one address space.

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -121,21 +121,6 @@ fn is_mapped_by(file: impl AsFd, vma: &Vma) -> bool {
     seen.is_ok_and(|seen| is_of(&seen, vma))
 }
 
-/// The value of a line of fdinfo, such as `exp_name: system`.
-#[must_use]
-pub fn field<'a>(fdinfo: &'a str, name: &str) -> Option<&'a str> {
-    let value = |line: &'a str| line.strip_prefix(name)?.strip_prefix(':').map(str::trim);
-    fdinfo.lines().find_map(value)
-}
-
-/// What fdinfo says of an fd of ours.
-///
-/// # Errors
-/// What reading it says.
-pub fn own_fdinfo(file: impl AsFd) -> io::Result<String> {
-    std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_fd().as_raw_fd()))
-}
-
 /// The offset that maps shows for a mapping of `file` from byte 0 on: some drivers make it an address.
 ///
 /// # Errors
@@ -157,8 +142,9 @@ pub fn offset_of_start(file: impl AsFd) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{OpenFile, field, offset_of_start};
+    use super::{OpenFile, offset_of_start};
     use crate::client::{BlockedThread, Clients};
+    use crate::sys::field;
     use crate::sys::{CpuUse, Mapping, Vma};
     use nix::sys::memfd::{MFdFlags, memfd_create};
     use std::fs::File;

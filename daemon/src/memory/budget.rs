@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::client::{field, own_fdinfo};
+use crate::sys::{field, own_fdinfo};
 
 /// How often it is looked whether clients have let go of something.
 const LOOK: Duration = Duration::from_secs(1);

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use super::importable::exporter_of;
 use super::{Access, CopyBy, Found, Importable, Importer, Kind, Look};
-use crate::client::{OpenFile, field, offset_of_start};
+use crate::client::{OpenFile, offset_of_start};
+use crate::sys::field;
 use crate::sys::{Vma, page_size};
 
 /// See the module.

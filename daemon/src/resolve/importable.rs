@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::{Flush, Look};
-use crate::client::{field, own_fdinfo};
+use crate::sys::{field, own_fdinfo};
 
 /// A dma-buf that the policy lets the device import.
 #[derive(Clone, Debug)]

@@ -11,8 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use vidcompat_proto::abi::v4l2::V4l2ExportBuffer;
 
 use super::{CopyBy, Found, Importable, Kind, Look};
-use crate::client::{field, own_fdinfo};
-use crate::sys::Vma;
+use crate::sys::{Vma, field, own_fdinfo};
 
 /// The dma-bufs of all sessions, by `st_dev` and `st_ino`. An entry ends with its dma-buf or its session.
 #[derive(Debug, Default)]

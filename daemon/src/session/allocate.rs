@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::v4l2::{
-    PlanarBuffer, V4l2CreateBuffers, V4l2Plane, V4l2RequestBuffers, buf_cap, buf_type, memory,
+    PlanarBuffer, V4l2CreateBuffers, V4l2Plane, V4l2RequestBuffers, buf_cap, memory,
 };
-use vidcompat_proto::ioctl::{QueueOp, queue_row};
-use vidcompat_proto::queue::{Backing, Queue};
+use vidcompat_proto::ioctl::QueueOp;
+use vidcompat_proto::queue::Queue;
 
 use super::passed::Passed;
 use super::queues::{QueueState, Slot, cpu_use};
@@ -22,15 +22,11 @@ use crate::client::Client;
 use crate::memory::{BounceBuffer, Charge, OverBudget, Provider};
 use crate::resolve::Importer;
 
-/// `V4L2_FIELD_TOP` and `V4L2_FIELD_ALTERNATE`
-const FIELD_TOP: u32 = 2;
-const FIELD_ALTERNATE: u32 = 7;
-
 /// More buffers than any queue has unless its driver asks for more (VB2_MAX_FRAME is 32, vivid has 64).
 const MOST_BUFFERS: u32 = 64;
 
 /// Why the buffers of a queue could not all be made.
-enum Unserved {
+pub(super) enum Unserved {
     /// The device refused what the provider made: another provider may do.
     Refused(Errno),
     /// The budget or the memory ends after this many buffers.
@@ -435,7 +431,7 @@ impl Session {
         Err(errno)
     }
 
-    fn query(&self, buf_type: u32, index: u32) -> Result<PlanarBuffer, Errno> {
+    pub(super) fn query(&self, buf_type: u32, index: u32) -> Result<PlanarBuffer, Errno> {
         let mut buffer = PlanarBuffer::blank(buf_type, index);
         self.node.buffer_ioctl(QueueOp::Querybuf, &mut buffer)?;
         Ok(buffer)
@@ -549,58 +545,6 @@ impl Session {
     fn charge(&self, client: &Client, length: u32) -> Result<Charge, OverBudget> {
         let bytes = u64::from(length).next_multiple_of(4096);
         self.device.budget().charge(client.process().as_raw(), bytes)
-    }
-
-    /// Gives each imported buffer to the device once and takes all back.
-    fn try_import(&self, queue: &QueueState, buf_type: u32) -> Result<(), Unserved> {
-        let imported = |slot: &Slot| {
-            let planes = slot.planes.as_ref();
-            planes.is_some_and(|planes| planes.iter().any(|plane| plane.dma_buf().is_some()))
-        };
-        if !queue.slots.values().any(imported) {
-            return Ok(());
-        }
-        let prepare = if self.device.knows(&self.node, queue_row(QueueOp::PrepareBuf)) {
-            QueueOp::PrepareBuf
-        } else {
-            QueueOp::Qbuf
-        };
-        for (index, slot) in &queue.slots {
-            let mut given = self.trial(buf_type, *index, slot)?;
-            self.node
-                .buffer_ioctl(prepare, &mut given)
-                .map_err(Unserved::Refused)?;
-        }
-        self.node
-            .stream(QueueOp::Streamoff, buf_type)
-            .map_err(Unserved::Refused)
-    }
-
-    /// What a driver accepts of a client that does everything right.
-    fn trial(&self, buf_type: u32, index: u32, slot: &Slot) -> Result<PlanarBuffer, Unserved> {
-        let described = self.query(buf_type, index).map_err(Unserved::Refused)?;
-        let mut blank = PlanarBuffer::blank(buf_type, index);
-        let backing = slot.bounce();
-        if buf_type::is_multi_planar(buf_type) {
-            blank.planes.truncate(backing.len());
-        }
-        if matches!(buf_type, buf_type::VIDEO_OUTPUT | buf_type::VIDEO_OUTPUT_MPLANE) {
-            let field = self.node.field(buf_type).unwrap_or_default();
-            blank.head.field = if field == FIELD_ALTERNATE {
-                FIELD_TOP
-            } else {
-                field
-            };
-        }
-        let mut given = Backing::give(&backing, &blank);
-        if buf_type::is_output(buf_type) {
-            // Not the dma-buf's length, which is whole pages: a single-planar queue compares with its own
-            // (videobuf2-v4l2.c:117).
-            for (plane, described) in given.planes.iter_mut().zip(described.described()) {
-                plane.bytesused = described.length;
-            }
-        }
-        Ok(given)
     }
 }
 

@@ -26,6 +26,7 @@ mod seek;
 mod serve;
 mod shim;
 mod status;
+mod trial;
 mod write;
 
 use std::sync::atomic::{AtomicU64, Ordering};
