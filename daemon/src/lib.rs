@@ -18,6 +18,7 @@ pub mod memory;
 pub mod observe;
 pub mod resolve;
 pub mod run;
+pub mod screen;
 pub mod service;
 pub mod session;
 #[allow(unsafe_code)]

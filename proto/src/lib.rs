@@ -8,11 +8,15 @@
 #[cfg(feature = "tables")]
 pub mod abi;
 mod errno;
+#[cfg(feature = "tables")]
+pub mod fourcc;
 pub mod ioc;
 #[cfg(feature = "tables")]
 pub mod ioctl;
 #[cfg(feature = "tables")]
 pub mod queue;
+#[cfg(feature = "tables")]
+pub mod screen;
 pub mod shim;
 
 pub use errno::Errno;

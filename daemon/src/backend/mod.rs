@@ -1,5 +1,9 @@
 //! The real devices.
 
+pub mod fbdev;
+pub mod framebuffer;
+pub mod kms;
+pub mod output;
 pub mod v4l2;
 mod watch;
 

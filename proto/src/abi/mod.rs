@@ -2,6 +2,7 @@
 
 pub mod compat;
 pub mod controls;
+pub mod fb;
 pub mod format;
 pub mod v4l2;
 

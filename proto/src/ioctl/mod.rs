@@ -4,6 +4,7 @@
 //! we do not know can never make the kernel follow a client's pointer inside the daemon.
 
 mod compat;
+pub mod fbdev;
 mod v4l2;
 
 use crate::Errno;
