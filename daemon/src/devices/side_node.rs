@@ -202,6 +202,8 @@ impl SideNode {
             name: self.name(),
             major: MAJOR,
             minor: self.kind.first_minor + self.number,
+            // One round trip; what structs point to is fetched by other ways.
+            unrestricted: false,
         }
     }
 
