@@ -18,7 +18,10 @@ pub(super) fn make(source: &FbSource, options: &DeviceOptions) -> Result<Arc<dyn
         FbSource::Own(own) => {
             let output = own.card.as_deref().map(kms::open).transpose()?;
             let screen = Screen::new(wishes(own), output).map_err(failed)?;
-            let _ = options;
+            // A pointer into it leads to it.
+            if let Some((key, memory)) = screen.memory() {
+                options.own.add_screen(key, &memory);
+            }
             Ok(screen)
         }
     }
