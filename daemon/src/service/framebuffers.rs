@@ -18,7 +18,10 @@ pub(super) fn make(source: &FbSource, options: &DeviceOptions) -> Result<Arc<dyn
         FbSource::Own(own) => {
             let output = own.card.as_deref().map(kms::open).transpose()?;
             let screen = Screen::new(wishes(own), output).map_err(failed)?;
-            let _ = options;
+            if let Some((key, memory)) = screen.memory() {
+                // A camera's buffer may be the screen.
+                options.own.add_screen(key, &memory);
+            }
             Ok(screen)
         }
     }
