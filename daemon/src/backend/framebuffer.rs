@@ -11,6 +11,8 @@ use std::sync::Arc;
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::fb::{ColorMap, Con2FbMap, FixScreenInfo, VarScreenInfo, Vblank};
 
+use crate::observe::model;
+
 /// A framebuffer that programs can open.
 pub trait Framebuffer: Send + Sync + 'static {
     /// A program opens it; `flags` are those of open(2).
@@ -24,6 +26,12 @@ pub trait Framebuffer: Send + Sync + 'static {
     /// # Errors
     /// What went wrong, for people.
     fn picture(&self) -> Result<Picture, String>;
+
+    /// What `vidcompat status` tells of it; what it stands for, its node and its files are filled in by others. Returns
+    /// soon, also where a driver hangs.
+    fn status(&self) -> model::Framebuffer {
+        model::Framebuffer::default()
+    }
 }
 
 /// An open file of a framebuffer. Methods may be called from several threads at once, and each may take as long as the

@@ -12,6 +12,7 @@ pub mod native;
 mod page;
 pub mod show;
 pub mod show_explain;
+mod show_fb;
 
 /// Where the control socket of a daemon is, unless it is told otherwise.
 pub const CONTROL: &str = "/run/vidcompat/control.sock";

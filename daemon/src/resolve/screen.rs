@@ -14,12 +14,15 @@ use super::{Access, CopyBy, Flush, Found, Importable, Kind, Look};
 use crate::backend::framebuffer::ScreenMemory;
 use crate::sys::Vma;
 
-/// The memories of all screens, by `st_dev` and `st_ino` of what programs map. An entry ends with its screen.
+/// `st_dev` and `st_ino` of what programs map.
+type Key = (u64, u64);
+
+/// The memories of all screens. An entry ends with its screen.
 #[derive(Debug, Default)]
-pub(super) struct Screens(Mutex<Vec<((u64, u64), Weak<dyn ScreenMemory>)>>);
+pub(super) struct Screens(Mutex<Vec<(Key, Weak<dyn ScreenMemory>)>>);
 
 impl Screens {
-    pub(super) fn add(&self, key: (u64, u64), memory: &Arc<dyn ScreenMemory>) {
+    pub(super) fn add(&self, key: Key, memory: &Arc<dyn ScreenMemory>) {
         let mut screens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         screens.retain(|(other, memory)| *other != key && memory.strong_count() > 0);
         screens.push((key, Arc::downgrade(memory)));

@@ -18,8 +18,8 @@ pub(super) fn make(source: &FbSource, options: &DeviceOptions) -> Result<Arc<dyn
         FbSource::Own(own) => {
             let output = own.card.as_deref().map(kms::open).transpose()?;
             let screen = Screen::new(wishes(own), output).map_err(failed)?;
-            // A pointer into it leads to it.
             if let Some((key, memory)) = screen.memory() {
+                // A camera's buffer may be the screen.
                 options.own.add_screen(key, &memory);
             }
             Ok(screen)

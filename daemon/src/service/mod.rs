@@ -184,6 +184,7 @@ fn shims(options: &Options) -> (Arc<Shims>, Option<Server>) {
 /// The control socket. The devices matter more: without one they are served all the same.
 fn control(path: &Path, served: &[Served]) -> Option<Control> {
     let devices: Vec<_> = served.iter().filter_map(Served::device).collect();
+    let framebuffers: Vec<_> = served.iter().filter_map(Served::framebuffer).collect();
     let source = move || model::Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -192,6 +193,15 @@ fn control(path: &Path, served: &[Served]) -> Option<Control> {
             .map(|(device, front)| model::Device {
                 files: front.files(),
                 ..device.clone()
+            })
+            .collect(),
+        framebuffers: framebuffers
+            .iter()
+            .map(|(named, front)| model::Framebuffer {
+                source: named.source.clone(),
+                node: named.node.clone(),
+                files: front.files(),
+                ..front.framebuffer().status()
             })
             .collect(),
     };

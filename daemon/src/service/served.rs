@@ -52,6 +52,19 @@ impl Front {
 }
 
 impl Served {
+    /// A framebuffer, what status calls it and its node, and who knows the rest.
+    pub(super) fn framebuffer(&self) -> Option<(model::Framebuffer, Arc<fb::FbNode>)> {
+        let Front::Framebuffer(front) = &self.front else {
+            return None;
+        };
+        let framebuffer = model::Framebuffer {
+            source: self.name.clone(),
+            node: self.node.path().display().to_string(),
+            ..model::Framebuffer::default()
+        };
+        Some((framebuffer, Arc::clone(front)))
+    }
+
     /// What status tells of a V4L2 node, and who knows its files.
     pub(super) fn device(&self) -> Option<(model::Device, Arc<VideoNode>)> {
         let Front::Video(front) = &self.front else {
