@@ -14,6 +14,7 @@ mod edid;
 mod errnos;
 mod fallback;
 mod faults;
+mod fb_programs;
 mod imports;
 mod injected;
 pub mod kernel_log;
@@ -117,6 +118,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             run::TESTS,
             kernel_log::TESTS,
         ],
+        Set::Screens => &[fb_programs::TESTS, kernel_log::TESTS],
         Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],
     };
     let mut tests = topics.concat();
