@@ -9,6 +9,7 @@ mod copy;
 mod dma_buf;
 mod drm;
 mod expbuf;
+pub mod fbio;
 mod fdinfo;
 mod framebuffer;
 mod malloc;
