@@ -99,31 +99,43 @@ pub trait Output: Send {
     /// # Errors
     /// The driver exports nothing, or has not as much: such a screen is drawn on canvases.
     fn direct(&mut self, mode: usize, lines: u32) -> Result<Direct, Errno>;
+    /// Can another part of the direct memory be shown than its first lines? Where not, [`Output::show_direct`] is given 0, 0
+    /// only, and a panned picture is drawn on canvases.
+    fn can_pan_direct(&self) -> bool;
+    /// Would a console come back if the screen were given back? Where none would, a picture may as well stay.
+    fn has_console(&self) -> bool;
 
     /// Takes the screen and shows `modes()[mode]`: of the direct memory the part that begins at pixel `x`, line `y`, or the
-    /// front canvas. Called again for another mode or part. Takes the screen from a console, and from nobody else.
+    /// front canvas. Called again for another mode or part. Takes the screen from a console, and from nobody else. To be
+    /// called again from time to time while hidden: it asks the hardware a few times a second at most, and answers at once
+    /// in between. What is the same as before costs nothing.
     ///
     /// # Errors
     /// See [`Hidden`].
     fn show_direct(&mut self, mode: usize, x: u32, y: u32) -> Result<(), Hidden>;
-    /// See [`Output::show_direct`]: what was drawn on the front canvas.
+    /// See [`Output::show_direct`]: what was drawn on the front canvas, which is to be drawn before it is shown.
     ///
     /// # Errors
     /// See [`Hidden`].
     fn show_canvas(&mut self, mode: usize) -> Result<(), Hidden>;
-    /// The canvas that is shown (`back` false), or the one that [`Output::flip`] will show.
+    /// The canvas that is shown (`back` false), or the one that [`Output::flip`] will show. What is on it is lost (black)
+    /// when the mode changes, when the screen was hidden in between, and after [`Output::give_back`]: all of it is to be
+    /// drawn then.
     ///
     /// # Errors
-    /// There is no memory for it.
+    /// `EBUSY`: there is none while the screen is hidden. Others: there is no memory for it.
     fn canvas(&mut self, mode: usize, back: bool) -> Result<Canvas<'_>, Errno>;
-    /// Shows the back canvas, which becomes the front one, at the next vertical blank, and waits for that.
+    /// Shows the back canvas, which becomes the front one, at the next vertical blank, and waits until it is shown. Hardware
+    /// that has no vertical blanks shows it at once.
     ///
     /// # Errors
     /// See [`Hidden`].
     fn flip(&mut self, mode: usize) -> Result<(), Hidden>;
-    /// Does the hardware have to be told of what was changed in shown memory?
+    /// Does the hardware have to be told of what was changed in shown memory? Known when something has been shown; yes
+    /// until then.
     fn needs_damage(&self) -> bool;
-    /// Tells it. Also finds out whether we are still to be seen.
+    /// Tells it. Also finds out whether we are still to be seen: with no rectangle it does only that, a few times a second
+    /// at most, and is to be called so from time to time by who has no damage to tell of.
     ///
     /// # Errors
     /// See [`Hidden`].
