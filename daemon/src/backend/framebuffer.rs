@@ -94,3 +94,11 @@ pub struct Picture {
     /// `width * height * 3` bytes.
     pub rgb: Vec<u8>,
 }
+
+impl Picture {
+    /// Has it as many bytes as it must have?
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        u64::from(self.width) * u64::from(self.height) * 3 == self.rgb.len() as u64
+    }
+}

@@ -10,6 +10,7 @@ pub mod explain;
 pub mod model;
 pub mod native;
 mod page;
+pub mod screenshot;
 pub mod show;
 pub mod show_explain;
 mod show_fb;

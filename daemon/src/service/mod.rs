@@ -19,13 +19,14 @@ use crate::devices::{FbNode, FbNodeError, NodeError, SideNode, SideNodeError};
 use crate::frontend::shim::{Server, Shims};
 use crate::memory::{Budget, Heap};
 use crate::observe::control::Control;
-use crate::observe::model;
 use crate::resolve::{OwnBuffers, Policy};
 use crate::session::DeviceOptions;
 use crate::sys;
+use observed::Observed;
 use served::{Making, Served};
 
 mod framebuffers;
+mod observed;
 mod served;
 
 const CUSE: &str = "/dev/cuse";
@@ -183,31 +184,10 @@ fn shims(options: &Options) -> (Arc<Shims>, Option<Server>) {
 
 /// The control socket. The devices matter more: without one they are served all the same.
 fn control(path: &Path, served: &[Served]) -> Option<Control> {
-    let devices: Vec<_> = served.iter().filter_map(Served::device).collect();
-    let framebuffers: Vec<_> = served.iter().filter_map(Served::framebuffer).collect();
-    let source = move || model::Status {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        pid: std::process::id(),
-        devices: devices
-            .iter()
-            .map(|(device, front)| model::Device {
-                files: front.files(),
-                ..device.clone()
-            })
-            .collect(),
-        framebuffers: framebuffers
-            .iter()
-            .map(|(named, front)| model::Framebuffer {
-                source: named.source.clone(),
-                node: named.node.clone(),
-                files: front.files(),
-                ..front.framebuffer().status()
-            })
-            .collect(),
-    };
+    let source = Arc::new(Observed::new(served));
     let claimed = Claim::new(path, Kind::Control).map_err(|error| error.to_string());
     let started = claimed.and_then(|claim| {
-        Control::start(claim, Arc::new(source)).map_err(|error| format!("{} fails ({error})", path.display()))
+        Control::start(claim, source).map_err(|error| format!("{} fails ({error})", path.display()))
     });
     started
         .inspect_err(|reason| {
