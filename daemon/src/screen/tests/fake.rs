@@ -91,7 +91,7 @@ pub(super) struct FakeOutput {
 }
 
 impl FakeOutput {
-    pub(super) fn new(fake: &Fake) -> Box<dyn Output> {
+    pub(super) fn of(fake: &Fake) -> Box<dyn Output> {
         let mode = |width, height| Mode {
             width,
             height,

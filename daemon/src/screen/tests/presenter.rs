@@ -25,7 +25,7 @@ impl Stage {
     fn new(options: &ScreenOptions, prepare: impl FnOnce(&Fake)) -> Self {
         let fake = Fake::default();
         prepare(&fake);
-        let (desk, presenter) = Screen::on(options, FakeOutput::new(&fake)).expect("a screen");
+        let (desk, presenter) = Screen::on(options, FakeOutput::of(&fake)).expect("a screen");
         Self {
             fake,
             desk,
@@ -98,8 +98,8 @@ fn what_is_written_is_shown_and_then_only_what_has_changed() {
         (Some(0xff), Some(0), Some(0))
     );
     assert_eq!(stage.step().1, [""; 0]);
-    file.write(2 * WIDTH as u64 * 5, &[0, 0xf8]).expect("room");
-    file.write(2 * WIDTH as u64 * 7, &[0, 0xf8]).expect("room");
+    file.write(2 * u64::from(WIDTH) * 5, &[0, 0xf8]).expect("room");
+    file.write(2 * u64::from(WIDTH) * 7, &[0, 0xf8]).expect("room");
     assert_eq!(stage.step().1, ["damage 0,5 32x3"]);
     assert_eq!(
         (stage.fake.pixel(0, 5), stage.fake.pixel(0, 7)),
@@ -375,7 +375,7 @@ fn who_may_only_read_direct_memory_sees_what_is_drawn_and_cannot_draw() {
 #[test]
 fn the_presenter_follows_by_itself_and_gives_the_screen_back_at_the_end() {
     let fake = Fake::default();
-    let screen = Screen::new(options(None, 32), Some(FakeOutput::new(&fake))).expect("a screen");
+    let screen = Screen::new(options(None, 32), Some(FakeOutput::of(&fake))).expect("a screen");
     let file = crate::backend::framebuffer::Framebuffer::open(&*screen, libc::O_RDWR).expect("open");
     let (fd, _) = file.map(0, 4096, 3, libc::MAP_SHARED as u32).expect("a file");
     let memory = SteadyMemory::map(fd, 4096).expect("mapped");
