@@ -62,7 +62,7 @@ impl OurPath {
     }
 }
 
-/// `81:0=81:256=/dev/video64`
+/// `81:0=81:256=/dev/video64`, `29:0=29:256=/dev/fb64`
 fn entry(text: &[u8]) -> Option<(u64, u64, [u64; PATH_BYTES / 8])> {
     let mut parts = text.splitn(3, |byte| *byte == b'=');
     let (real, ours, path) = (number(parts.next()?)?, number(parts.next()?)?, parts.next()?);
@@ -256,6 +256,9 @@ mod tests {
         assert_eq!(table.ours(makedev(81, 256)), None);
         assert_eq!(table.real(makedev(81, 1287)), Some(makedev(81, 9)));
         assert_eq!(table.real(makedev(81, 0)), None);
+        let table = filled(b"29:0=29:256=/dev/fb64;29:1=29:257=/dev/fb65");
+        assert_eq!(table.ours(makedev(29, 1)), Some(path("/dev/fb65")));
+        assert_eq!(table.real(makedev(29, 256)), Some(makedev(29, 0)));
         // No entry is a zero, and neither is what is looked for.
         assert_eq!((table.ours(0), table.real(0)), (None, None));
     }

@@ -6,20 +6,31 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
+use crate::devices::FbSource;
 use crate::frontend::shim::LONGEST_PATH;
 use crate::resolve::Rule;
 
 /// Where the shim asks, unless it is told otherwise.
 const SHIM_SOCKET: &str = "/run/vidcompat/shim.sock";
 
-/// Serves V4L2 nodes to programs that use USERPTR.
+/// Serves V4L2 nodes to programs that use USERPTR, and framebuffers.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vidcompatd", version, about)]
+#[command(group(clap::ArgGroup::new("what").args(["devices", "framebuffers"]).required(true).multiple(true)))]
 pub struct Options {
     /// A real V4L2 node to put a side node beside: /dev/videoN gets /dev/video(64+N); vbiN, radioN, swradioN and
     /// v4l-touchN alike. May be given several times.
-    #[arg(long = "device", value_name = "PATH", required = true)]
+    #[arg(long = "device", value_name = "PATH")]
     pub devices: Vec<PathBuf>,
+
+    /// A framebuffer to serve; may be given several times. A real one, /dev/fbN, gets a side node /dev/fb(64+N).
+    /// `kms:/dev/dri/cardN` makes one on the first screen of a graphics card, and `memory:WIDTHxHEIGHTxBITS` one that is
+    /// shown nowhere (see `vidcompat screenshot`): these are /dev/fbN with the first N that is free, and of a card that
+    /// has a real /dev/fbN the side node of that. Options behind commas: `as=N`; for a card also
+    /// `connector=NAME`, `size=WxH` and `depth=8|16|24|32` to begin with, `shadow` (programs never draw into memory that is shown), `keep` or `give-back`
+    /// (the picture stays, or not, when the last program has gone; else it stays where no console would come back).
+    #[arg(long = "fb", value_name = "WHAT")]
+    pub framebuffers: Vec<FbSource>,
 
     /// Most memory that one client may make vidcompatd hold for its buffers; beyond it the client gets ENOMEM.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
@@ -218,8 +229,20 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_required() {
+    fn a_device_or_a_framebuffer_is_required() {
         assert!(Options::try_parse_from(["vidcompatd"]).is_err());
+        let both = [
+            "vidcompatd",
+            "--fb",
+            "/dev/fb0",
+            "--fb",
+            "memory:8x8x8",
+            "--device",
+            "/dev/video0",
+        ];
+        let options = Options::try_parse_from(both).expect("options");
+        assert_eq!((options.devices.len(), options.framebuffers.len()), (1, 2));
+        assert!(Options::try_parse_from(["vidcompatd", "--fb", "memory:8x8x8"]).is_ok());
         assert!(Options::try_parse_from(["vidcompatd", "--device", "/dev/video0"]).is_ok());
     }
 }

@@ -208,6 +208,8 @@ pub fn with_shared<T>(act: impl FnOnce(&mut Daemon) -> anyhow::Result<T>) -> any
                 video::real(CONTIG).path(),
                 nodes::named("vim2m")?.real(),
             ],
+            // Tests of framebuffers start their own, with the screens that they want.
+            Set::Screens => vec![video::real(VMALLOC).path()],
             Set::Kinds | Set::M2m | Set::Shim => nodes::all()?.iter().map(nodes::Found::real).collect(),
         };
         let devices: Vec<String> = devices

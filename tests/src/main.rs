@@ -12,6 +12,7 @@ mod modules;
 mod nodes;
 mod picture;
 mod report;
+mod screens;
 mod setup;
 mod shim;
 mod status;

@@ -17,6 +17,7 @@ use crate::daemon;
 use crate::kinds;
 use crate::nodes::{self, Kind};
 use crate::report::figure;
+use crate::screens;
 use crate::video::{command, memory, real};
 
 /// A test: an error is a failure.
@@ -43,6 +44,8 @@ pub enum Set {
     /// What the client shim is for: three vivids with a webcam and an output each, of which 0 is vmalloc and its output
     /// HDMI, 1 is dma-contig, and 2 is multi-planar; vim2m; a v4l2loopback.
     Shim,
+    /// Framebuffers: virtio-gpu with the console on it, bochs, vfb (see `screens`), and one plain webcam, [`VMALLOC`].
+    Screens,
 }
 
 impl Set {
@@ -55,6 +58,7 @@ impl Set {
             Ok("memory") => Ok(Self::Memory),
             Ok("bochs") => Ok(Self::Bochs),
             Ok("shim") => Ok(Self::Shim),
+            Ok("screens") => Ok(Self::Screens),
             Ok(other) => bail!("there is no device set `{other}`"),
         }
     }
@@ -154,6 +158,10 @@ pub fn devices() -> anyhow::Result<()> {
             nodes::named("vim2m")?;
             ensure!(nodes::loopbacks()?.len() == 1, "one node of v4l2loopback");
             Ok(())
+        }
+        Set::Screens => {
+            camera(VMALLOC, SMALL)?;
+            screens::prepare()
         }
     }
     .with_context(|| format!("device set {set:?}: the suite runs inside a guest: tests/guest-tests"))

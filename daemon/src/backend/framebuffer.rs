@@ -11,6 +11,8 @@ use std::sync::Arc;
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::fb::{ColorMap, Con2FbMap, FixScreenInfo, VarScreenInfo, Vblank};
 
+use crate::observe::model;
+
 /// A framebuffer that programs can open.
 pub trait Framebuffer: Send + Sync + 'static {
     /// A program opens it; `flags` are those of open(2).
@@ -24,6 +26,12 @@ pub trait Framebuffer: Send + Sync + 'static {
     /// # Errors
     /// What went wrong, for people.
     fn picture(&self) -> Result<Picture, String>;
+
+    /// What `vidcompat status` tells of it; what it stands for, its node and its files are filled in by others. Returns
+    /// soon, also where a driver hangs.
+    fn status(&self) -> model::Framebuffer {
+        model::Framebuffer::default()
+    }
 }
 
 /// An open file of a framebuffer. Methods may be called from several threads at once, and each may take as long as the
@@ -34,7 +42,7 @@ pub trait FramebufferFile: Send + Sync {
     /// `var` goes back to the program as it is then.
     fn fbioput_vscreeninfo(&self, var: &mut VarScreenInfo) -> Result<(), Errno>;
     fn fbioget_fscreeninfo(&self) -> Result<FixScreenInfo, Errno>;
-    /// Fills the arrays, as long as they are.
+    /// Fills the arrays, and leaves of them what was filled: there may be fewer entries, and no `transp`.
     fn fbiogetcmap(&self, map: &mut ColorMap) -> Result<(), Errno>;
     fn fbioputcmap(&self, map: &ColorMap) -> Result<(), Errno>;
     /// `var` goes back to the program as it is then.
@@ -42,6 +50,14 @@ pub trait FramebufferFile: Send + Sync {
     /// The argument as the program passed it, 32 bits.
     fn fbioblank(&self, level: u32) -> Result<(), Errno>;
     fn fbioget_vblank(&self) -> Result<Vblank, Errno>;
+    /// Does [`FramebufferFile::fbio_waitforvsync`] look at its argument? Where not, a bad pointer in its place is no error.
+    fn needs_crtc(&self) -> bool {
+        false
+    }
+    /// Do 32-bit programs have the ioctls that are the driver's own (`fb_compat_ioctl`): GET_VBLANK and WAITFORVSYNC?
+    fn has_compat_ioctl(&self) -> bool {
+        true
+    }
     /// Waits in the calling thread, for some hundred milliseconds at most.
     fn fbio_waitforvsync(&self, crtc: u32) -> Result<(), Errno>;
     fn fbioget_con2fbmap(&self, map: &mut Con2FbMap) -> Result<(), Errno>;
@@ -77,4 +93,12 @@ pub struct Picture {
     pub height: u32,
     /// `width * height * 3` bytes.
     pub rgb: Vec<u8>,
+}
+
+impl Picture {
+    /// Has it as many bytes as it must have?
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        u64::from(self.width) * u64::from(self.height) * 3 == self.rgb.len() as u64
+    }
 }

@@ -3,7 +3,9 @@
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
-use polyfuse_kernel::{CUSE_INIT, cuse_init_in, cuse_init_out, fuse_in_header, fuse_out_header};
+use polyfuse_kernel::{
+    CUSE_INIT, CUSE_UNRESTRICTED_IOCTL, cuse_init_in, cuse_init_out, fuse_in_header, fuse_out_header,
+};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::channel::{Channel, MAX_IO, READ_BUFFER};
@@ -21,6 +23,9 @@ pub struct NodeSpec {
     pub major: u32,
     /// Device number.
     pub minor: u32,
+    /// Does the kernel leave it to us which bytes of a client an ioctl needs, and ask again with them? Else it copies what
+    /// the ioctl's number says.
+    pub unrestricted: bool,
 }
 
 /// A handshake that failed; the node was not made.
@@ -59,7 +64,7 @@ pub enum InitError {
     Name(String),
 }
 
-/// Answers the kernel's CUSE_INIT: restricted ioctls, pieces of [`MAX_IO`] bytes.
+/// Answers the kernel's CUSE_INIT: pieces of [`MAX_IO`] bytes.
 ///
 /// When this returns the kernel has processed the answer. The write does not say whether it liked it: a device number or
 /// a name that is taken ends the channel (cuse.c:352-383). A node of another kind that has the name stays, silently.
@@ -85,6 +90,11 @@ pub fn initialize(channel: &Arc<Channel>, node: &NodeSpec) -> Result<(), InitErr
     let reply = cuse_init_out {
         major: PROTOCOL_MAJOR,
         minor: PROTOCOL_MINOR,
+        flags: if node.unrestricted {
+            CUSE_UNRESTRICTED_IOCTL
+        } else {
+            0
+        },
         max_read: MAX_IO,
         max_write: MAX_IO,
         dev_major: node.major,
@@ -108,6 +118,8 @@ pub fn initialize(channel: &Arc<Channel>, node: &NodeSpec) -> Result<(), InitErr
     if channel.is_connected() {
         return Ok(());
     }
-    let NodeSpec { name, major, minor } = node.clone();
+    let NodeSpec {
+        name, major, minor, ..
+    } = node.clone();
     Err(InitError::Refused { name, major, minor })
 }

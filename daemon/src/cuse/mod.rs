@@ -24,5 +24,5 @@ pub use channel::{Channel, MAX_IO, READ_BUFFER};
 pub use init::{InitError, NodeSpec, initialize};
 pub use interrupts::{Interrupted, Interrupts, Ticket};
 pub use readers::{Handler, Turn, serve};
-pub use reply::{ForIoctl, ForOpen, ForPoll, ForRead, ForRelease, ForWrite, Reply};
+pub use reply::{ClientArea, ForIoctl, ForOpen, ForPoll, ForRead, ForRelease, ForWrite, MAX_AREAS, Reply};
 pub use request::{Caller, IoctlRequest, Operation, Request};

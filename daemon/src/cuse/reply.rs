@@ -6,10 +6,13 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use fuser::{Errno, PollEvents};
-use polyfuse_kernel::{fuse_ioctl_out, fuse_open_out, fuse_out_header, fuse_poll_out, fuse_write_out};
+use polyfuse_kernel::{
+    FUSE_IOCTL_RETRY, fuse_ioctl_iovec, fuse_ioctl_out, fuse_open_out, fuse_out_header, fuse_poll_out,
+    fuse_write_out,
+};
 use zerocopy::IntoBytes;
 
-use super::channel::Channel;
+use super::channel::{Channel, MAX_IO};
 
 /// `-ERESTARTSYS`: with a signal pending the kernel restarts the call or returns `EINTR`, as the handler's flags
 /// say; without one the client would see errno 512 (KERNEL.md A2).
@@ -33,6 +36,18 @@ pub struct ForIoctl;
 /// Marks the answer to a POLL.
 #[derive(Debug)]
 pub struct ForPoll;
+
+/// A stretch of a client's memory, to be copied by the kernel on the client's behalf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientArea {
+    /// Where it begins.
+    pub client_addr: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// Areas that one [`Reply::retry`] may name, input and output together (`FUSE_IOCTL_MAX_IOV`, fs/fuse/ioctl.c:361).
+pub const MAX_AREAS: usize = 256;
 
 /// The right to answer one request of kind `K`.
 #[must_use]
@@ -163,6 +178,38 @@ impl Reply<ForIoctl> {
             ..fuse_ioctl_out::default()
         };
         self.send(0, &[body.as_bytes(), argument]);
+    }
+
+    /// Of an unrestricted node: the same ioctl is to come again, as a new request that has the bytes of `input`, one area
+    /// after the other, and room for those of `output`. Where the client cannot read an area of `input` its call fails with
+    /// `EFAULT`, and nothing comes again; an area of `output` that it cannot write fails the call after everything was done.
+    ///
+    /// More than [`MAX_AREAS`], or more than [`super::MAX_IO`] bytes of input or of output: `ENOMEM`, as the kernel says.
+    pub fn retry(mut self, input: &[ClientArea], output: &[ClientArea]) {
+        let too_long = |areas: &[ClientArea]| {
+            let length = areas
+                .iter()
+                .try_fold(0_u64, |sum, area| sum.checked_add(area.length));
+            length.is_none_or(|length| length > u64::from(MAX_IO))
+        };
+        if input.len() + output.len() > MAX_AREAS || too_long(input) || too_long(output) {
+            return self.failed(libc::ENOMEM);
+        }
+        let vectors: Vec<_> = input
+            .iter()
+            .chain(output)
+            .map(|area| fuse_ioctl_iovec {
+                base: area.client_addr,
+                len: area.length,
+            })
+            .collect();
+        let body = fuse_ioctl_out {
+            result: 0,
+            flags: FUSE_IOCTL_RETRY,
+            in_iovs: u32::try_from(input.len()).unwrap_or(u32::MAX),
+            out_iovs: u32::try_from(output.len()).unwrap_or(u32::MAX),
+        };
+        self.send(0, &[body.as_bytes(), vectors.as_bytes()]);
     }
 
     /// The ioctl failed with `errno` (positive), and nothing goes back.

@@ -102,7 +102,8 @@ pub enum Operation<'a> {
     },
 }
 
-/// An ioctl in restricted mode: the kernel has copied what the number says.
+/// An ioctl. Of a restricted node the kernel has copied what the number says; of an unrestricted one nothing before it was
+/// asked to ([`Reply::retry`]). Then the same ioctl comes as a request of its own, that nothing ties to the one before.
 #[derive(Debug)]
 pub struct IoctlRequest<'a> {
     /// The file.
@@ -113,7 +114,7 @@ pub struct IoctlRequest<'a> {
     pub command: u32,
     /// The argument as the client passed it: its pointer, or a number.
     pub client_arg: u64,
-    /// What the client gives: `_IOC_SIZE` bytes, or none for `_IOR` and `_IO`.
+    /// What the client gives. Restricted: `_IOC_SIZE` bytes, or none for `_IOR` and `_IO`.
     pub input: &'a [u8],
     /// How many bytes may go back.
     pub out_size: u32,

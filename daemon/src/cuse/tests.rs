@@ -177,6 +177,7 @@ fn handshake_offers_a_restricted_node_with_its_name_and_number() {
             name: "video64".into(),
             major: 81,
             minor: 256,
+            unrestricted: false,
         },
     )
     .expect("a handshake");
@@ -200,6 +201,7 @@ fn handshake_with_something_else_or_with_a_name_that_is_none_is_refused() {
         name: "video64".into(),
         major: 81,
         minor: 256,
+        unrestricted: false,
     };
     assert!(matches!(
         initialize(&channel, &node),

@@ -1,9 +1,16 @@
 //! Which real node has which node of ours: names, numbers, owner and mode, and taking a node down again.
 //!
-//! A *side node* leaves the real one where it is: `/dev/videoN` gets `/dev/video(64+N)`, 81:256+N, and the other
-//! kinds of V4L2 nodes alike.
+//! A *side node* leaves the real one where it is: `/dev/videoN` gets `/dev/video(64+N)`, 81:256+N, the other kinds of V4L2
+//! nodes alike, and `/dev/fbN` gets `/dev/fb(64+N)`, 29:256+N. A framebuffer of our own where there is no real one is
+//! `/dev/fbN`, 29:512+N.
 
+mod fb_node;
+mod fb_source;
+mod node;
 mod side_node;
 
+pub use fb_node::{FB_FIRST_MINOR, FB_FIRST_OWN_MINOR, FB_MAJOR, FbNode, FbNodeError};
+pub use fb_source::{FbSource, Own};
+pub use node::{Node, NodeError};
 pub(crate) use side_node::{FIRST_NUMBER, MAJOR, kinds};
 pub use side_node::{SideNode, SideNodeError};

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use super::node::{Access, Node, NodeError};
 use crate::backend::v4l2::RealNode;
 use crate::cuse::NodeSpec;
 
@@ -80,47 +81,19 @@ pub enum SideNodeError {
         /// Why.
         source: io::Error,
     },
-    /// Our name is in use.
-    #[error(
-        "{path} exists already, so {real} cannot have its side node there; is another vidcompatd running?"
-    )]
-    NameTaken {
-        /// Our name.
-        path: PathBuf,
-        /// The real node.
-        real: PathBuf,
-    },
+    /// Our own node.
+    #[error(transparent)]
+    Node(#[from] NodeError),
     /// The same device twice.
     #[error("{0} is given twice")]
     Twice(PathBuf),
-    /// Another node got the name first.
-    #[error("{path} is not the node {major}:{minor} that was asked for; is another vidcompatd running?")]
-    NotMade {
-        /// Our name.
-        path: PathBuf,
-        /// Device number.
-        major: u32,
-        /// Device number.
-        minor: u32,
-    },
-    /// Owner or mode could not be set.
-    #[error("{path} could not be given the owner and mode of {real} ({source})")]
-    Access {
-        /// Our node.
-        path: PathBuf,
-        /// The real node.
-        real: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
 }
 
 /// A real node and the node of ours that stands beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SideNode {
     real: PathBuf,
-    kind: Kind,
-    number: u32,
+    node: Node,
     /// Driver and card, as QUERYCAP names them.
     names: (String, String),
 }
@@ -143,20 +116,9 @@ impl SideNode {
             return Err(SideNodeError::Number(real));
         }
         let names = check_device(&real)?;
-        let node = Self {
-            real,
-            kind,
-            number,
-            names,
-        };
-        let side = node.path();
-        if fs::symlink_metadata(&side).is_ok() {
-            return Err(SideNodeError::NameTaken {
-                path: side,
-                real: node.real,
-            });
-        }
-        Ok(node)
+        let node = node_of(&real, kind, number);
+        node.check_free(&real)?;
+        Ok(Self { real, node, names })
     }
 
     /// The side nodes for `paths`, none of them twice.
@@ -185,75 +147,20 @@ impl SideNode {
         &self.real
     }
 
-    /// Where ours is, or will be.
-    #[must_use]
-    pub fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/dev/{}", self.name()))
+    /// Ours.
+    pub fn node(&self) -> &Node {
+        &self.node
     }
+}
 
-    fn name(&self) -> String {
-        format!("{}{}", self.kind.prefix, FIRST_NUMBER + self.number)
-    }
-
-    /// What CUSE is asked for.
-    #[must_use]
-    pub fn spec(&self) -> NodeSpec {
-        NodeSpec {
-            name: self.name(),
-            major: MAJOR,
-            minor: self.kind.first_minor + self.number,
-        }
-    }
-
-    /// Is the node that stands at our name the one that we asked for? (A name that is taken does not fail the CUSE
-    /// handshake: the old node stays.)
-    ///
-    /// # Errors
-    /// [`SideNodeError::NotMade`].
-    pub fn verify(&self) -> Result<(), SideNodeError> {
-        let NodeSpec { major, minor, .. } = self.spec();
-        let made = fs::metadata(self.path()).is_ok_and(|metadata| {
-            nix::sys::stat::major(metadata.rdev()) == u64::from(major)
-                && nix::sys::stat::minor(metadata.rdev()) == u64::from(minor)
-        });
-        if made {
-            Ok(())
-        } else {
-            Err(SideNodeError::NotMade {
-                path: self.path(),
-                major,
-                minor,
-            })
-        }
-    }
-
-    /// Gives our node the owner, group and mode of the real one.
-    ///
-    /// # Errors
-    /// [`SideNodeError::Access`].
-    pub fn copy_access(&self) -> Result<(), SideNodeError> {
-        let side = self.path();
-        let copy = || {
-            let real = fs::metadata(&self.real)?;
-            // The owner first: until then the mode is 0600.
-            chown(&side, Some(real.uid()), Some(real.gid()))?;
-            fs::set_permissions(&side, fs::Permissions::from_mode(real.mode() & 0o7777))
-        };
-        copy().map_err(|source| SideNodeError::Access {
-            path: side.clone(),
-            real: self.real.clone(),
-            source,
-        })
-    }
-
-    /// Ends the channel by the kernel's own switch: requests that are under way fail, and readers see the end. Only
-    /// for a node that is known to be ours: the switch goes by the name.
-    ///
-    /// # Errors
-    /// What sysfs says.
-    pub fn abort(&self) -> io::Result<()> {
-        fs::write(format!("/sys/class/cuse/{}/abort", self.name()), "1")
-    }
+fn node_of(real: &Path, kind: Kind, number: u32) -> Node {
+    let spec = NodeSpec {
+        name: format!("{}{}", kind.prefix, FIRST_NUMBER + number),
+        major: MAJOR,
+        minor: kind.first_minor + number,
+        unrestricted: false,
+    };
+    Node::new(spec, Access::Like(real.to_owned()))
 }
 
 /// Driver and card of the node.
@@ -285,7 +192,7 @@ fn kind_and_number(path: &Path) -> Option<(Kind, u32)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{FIRST_NUMBER, KINDS, SideNode, SideNodeError, kind_and_number};
+    use super::{FIRST_NUMBER, KINDS, SideNode, SideNodeError, kind_and_number, node_of};
     use std::collections::HashSet;
     use std::path::Path;
 
@@ -324,25 +231,14 @@ mod tests {
         let mut minors = HashSet::new();
         for kind in KINDS {
             for number in 0..FIRST_NUMBER {
-                let real = format!("/dev/{}{number}", kind.prefix).into();
-                let spec = SideNode {
-                    real,
-                    kind,
-                    number,
-                    names: Default::default(),
-                }
-                .spec();
+                let node = node_of(Path::new("/dev/real"), kind, number);
+                let spec = node.spec().clone();
                 assert!(spec.minor > 255 && spec.minor < 1 << 20, "{spec:?}");
                 assert!(minors.insert(spec.minor), "{spec:?}");
                 assert!(names.insert(spec.name));
             }
         }
-        let node = SideNode {
-            real: "/dev/v4l-touch7".into(),
-            kind: KINDS[4],
-            number: 7,
-            names: Default::default(),
-        };
+        let node = node_of(Path::new("/dev/v4l-touch7"), KINDS[4], 7);
         assert_eq!(node.path(), Path::new("/dev/v4l-touch71"));
         assert_eq!((node.spec().major, node.spec().minor), (81, 1287));
         assert_eq!(KINDS[0].first_minor, 256);

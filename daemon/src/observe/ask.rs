@@ -1,17 +1,20 @@
 //! The other end of the control socket: a command asks a daemon.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::de::Error as _;
+
 use super::control::{Answer, Question};
 use super::model::Status;
+use crate::backend::framebuffer::Picture;
 
-/// Longer than a daemon takes for all of it.
-const PATIENCE: Duration = Duration::from_secs(12);
-/// More than the most open files can fill.
-const LONGEST: u64 = 256 << 20;
+/// Longer than a daemon is silent, and takes to be rid of its answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// More than the most open files can fill, and the largest screen (16384 x 16384).
+const LONGEST: u64 = 1 << 30;
 
 /// Why there is no answer. Each message is one sentence for the person who asked.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,44 @@ pub enum AskError {
 /// # Errors
 /// See [`AskError`].
 pub fn status(path: &Path) -> Result<Status, AskError> {
+    let unknown = |source| AskError::Unknown {
+        path: path.to_owned(),
+        source,
+    };
+    match ask(path, &Question::Status)? {
+        (Answer::Status(status), _) => Ok(status),
+        (Answer::Error(reason), _) => Err(AskError::Refused(reason)),
+        (Answer::Picture { .. }, _) => Err(unknown(serde_json::Error::custom("a picture for a status"))),
+    }
+}
+
+/// Asks it what is to be seen on the framebuffer `fb`, or on the only one: the path of its node, and the picture.
+///
+/// # Errors
+/// See [`AskError`].
+pub fn picture(path: &Path, fb: Option<&str>) -> Result<(String, Picture), AskError> {
+    let unknown = |what: &str| AskError::Unknown {
+        path: path.to_owned(),
+        source: serde_json::Error::custom(what),
+    };
+    let question = Question::Screenshot {
+        fb: fb.map(str::to_owned),
+    };
+    match ask(path, &question)? {
+        (Answer::Picture { node, width, height }, rgb) => {
+            let picture = Picture { width, height, rgb };
+            match picture.is_whole() {
+                true => Ok((node, picture)),
+                false => Err(unknown("a picture with other bytes than it says")),
+            }
+        }
+        (Answer::Error(reason), _) => Err(AskError::Refused(reason)),
+        (Answer::Status(_), _) => Err(unknown("a status for a picture")),
+    }
+}
+
+/// The answer, and what comes behind its line.
+fn ask(path: &Path, question: &Question) -> Result<(Answer, Vec<u8>), AskError> {
     let silent = |source| AskError::Silent {
         path: path.to_owned(),
         source,
@@ -61,19 +102,21 @@ pub fn status(path: &Path) -> Result<Status, AskError> {
         path: path.to_owned(),
         source,
     };
-    let mut question = serde_json::to_vec(&Question::Status).map_err(unknown)?;
+    let mut question = serde_json::to_vec(question).map_err(unknown)?;
     question.push(b'\n');
-    let mut answer = Vec::new();
+    let (mut line, mut rest) = (Vec::new(), Vec::new());
     let asked = stream
         .set_read_timeout(Some(PATIENCE))
         .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
         .and_then(|()| stream.write_all(&question))
-        .and_then(|()| (&mut stream).take(LONGEST).read_to_end(&mut answer));
+        .and_then(|()| {
+            let mut answer = BufReader::new((&mut stream).take(LONGEST));
+            answer.read_until(b'\n', &mut line)?;
+            answer.read_to_end(&mut rest)
+        });
     asked.map_err(silent)?;
-    match serde_json::from_slice(&answer).map_err(unknown)? {
-        Answer::Status(status) => Ok(status),
-        Answer::Error(reason) => Err(AskError::Refused(reason)),
-    }
+    let answer = serde_json::from_slice(&line).map_err(unknown)?;
+    Ok((answer, rest))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::explain::{Question, explain};
 use super::page::printable;
+use super::screenshot::{ScreenshotOptions, screenshot};
 use super::{CONTROL, ask, show, show_explain};
 use crate::cli::parse_size;
 use crate::resolve::{Access, Importer, Policy, Rule};
@@ -32,8 +33,11 @@ pub enum What {
     /// and what vidcompatd would do with it. Exit status: 0 if it would be served, 1 if it would be EFAULT, 2 if it
     /// could not be looked at.
     Explain(ExplainOptions),
+    /// Writes what is to be seen on a framebuffer that vidcompatd serves as a PNG file: of a real one, of one on a graphics
+    /// card, whether or not it is shown at the moment, and of one that is shown nowhere. Exit status: 1 if there is none.
+    Screenshot(ScreenshotOptions),
     /// Runs a program with our nodes in the place of the real ones, for this program only, and with the client shim, which
-    /// brings MMAP, EXPBUF and USERPTR without a copy. Options of this command stand before the program.
+    /// brings MMAP, EXPBUF, mapped framebuffers and USERPTR without a copy. Options of this command stand before the program.
     ///
     /// The command becomes the program: signals and exit status are the program's own. Exit status otherwise: 125 if this
     /// command fails, 126 if the program cannot be run, 127 if there is none.
@@ -150,6 +154,10 @@ pub fn run(command: &Command) -> Outcome {
             };
             Ok((page, ExitCode::SUCCESS))
         }
+        What::Screenshot(options) => match screenshot(options) {
+            Ok(()) => Ok((String::new(), ExitCode::SUCCESS)),
+            Err(error) => Err((printable(&error.to_string()), ExitCode::FAILURE)),
+        },
         What::Run(options) => match run::run(options) {
             Ok(never) => match never {},
             Err(error) => Err((printable(&error.to_string()), ExitCode::from(error.exit_code()))),
@@ -205,6 +213,20 @@ mod tests {
         for nonsense in ["0", "4G", "0x1000", ""] {
             assert!(parse_length(nonsense).is_err(), "{nonsense}");
         }
+    }
+
+    #[test]
+    fn a_screenshot_needs_a_file_and_a_framebuffer_only_where_there_are_several() {
+        let parse = |words: &str| Command::try_parse_from(words.split(' '));
+        let command = parse("vidcompat screenshot --fb /dev/fb0 -").expect("a command");
+        let What::Screenshot(options) = command.what else {
+            panic!("{command:?}");
+        };
+        assert_eq!(
+            (options.fb.as_deref(), options.file.to_str()),
+            (Some("/dev/fb0"), Some("-"))
+        );
+        assert!(parse("vidcompat screenshot x.png").is_ok() && parse("vidcompat screenshot").is_err());
     }
 
     #[test]

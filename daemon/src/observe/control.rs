@@ -1,8 +1,9 @@
-//! The control socket: one line of JSON asks, one document of JSON answers, the connection ends.
+//! The control socket: one line of JSON asks, one line of JSON answers, the connection ends. A picture's bytes come behind
+//! its line: nothing is opened because of a name that somebody gives, and no descriptor is passed.
 //!
 //! Runs on the main runtime. Whoever connects costs little and for a short time: the number of connections, the length
-//! of a question and the time for all of it are bounded. What is asked for is collected on a thread of its own, one at a
-//! time, because a session's lock may be held by a call that hangs in a driver.
+//! of a question and the time for all of it are bounded. What is asked for is collected on a thread of its own, one of a
+//! kind at a time, because a session's lock may be held by a call that hangs in a driver.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -18,6 +19,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::model::Status;
+use crate::backend::framebuffer::Picture;
 use crate::claim::Claim;
 
 /// Connections at a time; others wait in the kernel's queue.
@@ -28,15 +30,22 @@ const LONGEST: u64 = 4096;
 const TO_ASK: Duration = Duration::from_secs(2);
 /// For the answer to be collected.
 const TO_COLLECT: Duration = Duration::from_secs(3);
+/// For a picture to be taken: memory of a card is read slowly.
+const TO_TAKE_PICTURE: Duration = Duration::from_secs(8);
 /// For the answer to be taken.
 const TO_TAKE: Duration = Duration::from_secs(5);
 
 /// A question.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "kebab-case")]
 pub enum Question {
     /// What goes on?
     Status,
+    /// What is to be seen?
+    Screenshot {
+        /// On which framebuffer: its node, or what it stands for. `None`: on the only one.
+        fb: Option<String>,
+    },
 }
 
 /// An answer.
@@ -45,12 +54,37 @@ pub enum Question {
 pub enum Answer {
     /// To [`Question::Status`].
     Status(Status),
+    /// To [`Question::Screenshot`]: `width * height * 3` bytes of red, green and blue follow behind the end of the line.
+    Picture {
+        /// Whose: the path of our node.
+        node: String,
+        /// Pixels.
+        width: u32,
+        /// Lines.
+        height: u32,
+    },
     /// Why there is none: a sentence.
     Error(String),
 }
 
-/// Who knows what goes on. May wait for a session's lock.
-pub type Source = Arc<dyn Fn() -> Status + Send + Sync>;
+/// Who knows what goes on. Each may wait for a session's lock or for a driver.
+pub trait Source: Send + Sync {
+    /// All of it.
+    fn status(&self) -> Status;
+
+    /// What is to be seen on the framebuffer that is called so, or on the only one, and the path of its node.
+    ///
+    /// # Errors
+    /// Why there is none: a sentence.
+    fn picture(&self, fb: Option<&str>) -> Result<(String, Picture), String>;
+}
+
+/// At most one thread collects of each kind.
+#[derive(Debug, Default)]
+struct Collecting {
+    status: Arc<Mutex<()>>,
+    picture: Arc<Mutex<()>>,
+}
 
 /// A served control socket. Dropped: nobody is served any more, and the path is free.
 #[derive(Debug)]
@@ -64,7 +98,7 @@ impl Control {
     ///
     /// # Errors
     /// No descriptor is left.
-    pub fn start(claim: Claim, source: Source) -> io::Result<Self> {
+    pub fn start(claim: Claim, source: Arc<dyn Source>) -> io::Result<Self> {
         let listener = UnixListener::from_std(claim.as_fd().try_clone_to_owned()?.into())?;
         Ok(Self {
             server: tokio::spawn(serve(listener, source)),
@@ -80,9 +114,9 @@ impl Drop for Control {
 }
 
 /// Ends with its future, and all conversations with it.
-async fn serve(listener: UnixListener, source: Source) {
+async fn serve(listener: UnixListener, source: Arc<dyn Source>) {
     let mut conversations = JoinSet::new();
-    let collecting = Arc::default();
+    let collecting = Arc::new(Collecting::default());
     loop {
         while conversations.try_join_next().is_some() {}
         if conversations.len() >= MOST {
@@ -106,11 +140,32 @@ async fn serve(listener: UnixListener, source: Source) {
     }
 }
 
-async fn converse(mut stream: UnixStream, source: Source, collecting: Arc<Mutex<()>>) -> io::Result<()> {
+async fn converse(
+    mut stream: UnixStream,
+    source: Arc<dyn Source>,
+    collecting: Arc<Collecting>,
+) -> io::Result<()> {
+    let mut picture = Vec::new();
     let peer = stream.peer_cred()?.uid();
     let answer = if peer == 0 || peer == nix::unistd::geteuid().as_raw() {
         match timeout(TO_ASK, read_question(&mut stream)).await?? {
-            Some(Question::Status) => collect(source, collecting).await,
+            Some(Question::Status) => {
+                let status = move || source.status();
+                let status = collect("status", status, TO_COLLECT, &collecting.status).await;
+                status.map_or_else(Answer::Error, Answer::Status)
+            }
+            Some(Question::Screenshot { fb }) => {
+                let take = move || source.picture(fb.as_deref());
+                let taken = collect("screenshot", take, TO_TAKE_PICTURE, &collecting.picture).await;
+                match taken.and_then(|taken| taken) {
+                    Ok((node, taken)) => {
+                        picture = taken.rgb;
+                        let (width, height) = (taken.width, taken.height);
+                        Answer::Picture { node, width, height }
+                    }
+                    Err(reason) => Answer::Error(reason),
+                }
+            }
             None => Answer::Error("this is no question that vidcompatd knows".to_owned()),
         }
     } else {
@@ -118,7 +173,11 @@ async fn converse(mut stream: UnixStream, source: Source, collecting: Arc<Mutex<
     };
     let mut text = serde_json::to_vec(&answer)?;
     text.push(b'\n');
-    timeout(TO_TAKE, stream.write_all(&text)).await?
+    timeout(TO_TAKE, async {
+        stream.write_all(&text).await?;
+        stream.write_all(&picture).await
+    })
+    .await?
 }
 
 async fn read_question(stream: &mut UnixStream) -> io::Result<Option<Question>> {
@@ -130,31 +189,39 @@ async fn read_question(stream: &mut UnixStream) -> io::Result<Option<Question>> 
 }
 
 /// What takes too long stays on its thread, and is the only one there.
-async fn collect(source: Source, collecting: Arc<Mutex<()>>) -> Answer {
-    let slow = || Answer::Error("vidcompatd could not look: a call hangs in a driver".to_owned());
-    let Ok(turn) = timeout(TO_COLLECT, collecting.lock_owned()).await else {
-        return slow();
+///
+/// # Errors
+/// Why there is nothing: a sentence.
+async fn collect<T: Send + 'static>(
+    name: &str,
+    what: impl FnOnce() -> T + Send + 'static,
+    patience: Duration,
+    collecting: &Arc<Mutex<()>>,
+) -> Result<T, String> {
+    let slow = "vidcompatd could not look: a call hangs in a driver";
+    let Ok(turn) = timeout(patience, Arc::clone(collecting).lock_owned()).await else {
+        return Err(slow.to_owned());
     };
     let (sender, receiver) = oneshot::channel();
-    let collector = thread::Builder::new().name("status".into()).spawn(move || {
+    let collector = thread::Builder::new().name(name.to_owned()).spawn(move || {
         // Nobody may be waiting any more.
-        drop(sender.send(source()));
+        drop(sender.send(what()));
         drop(turn);
     });
-    match collector {
-        Err(error) => Answer::Error(format!("vidcompatd has no thread left ({error})")),
-        Ok(_) => match timeout(TO_COLLECT, receiver).await {
-            Ok(Ok(status)) => Answer::Status(status),
-            _ => slow(),
-        },
+    collector.map_err(|error| format!("vidcompatd has no thread left ({error})"))?;
+    match timeout(patience, receiver).await {
+        Ok(Ok(collected)) => Ok(collected),
+        _ => Err(slow.to_owned()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::{Control, Source};
+    use crate::backend::framebuffer::Picture;
     use crate::claim::{Claim, Kind};
-    use crate::observe::ask::{AskError, status};
+    use crate::observe::ask::{AskError, picture, status};
+    use crate::observe::model::Status;
     use crate::observe::model::tests::sample;
     use std::fs;
     use std::io::{Read, Write};
@@ -165,10 +232,41 @@ mod tests {
     use tokio::runtime::Builder;
     use tokio::sync::oneshot;
 
+    /// A daemon with one framebuffer, /dev/fb64, that takes its time.
+    struct Fake {
+        takes: Duration,
+        picture: Picture,
+    }
+
+    fn fake(takes: Duration) -> Arc<dyn Source> {
+        let (width, height) = (640, 400);
+        let rgb = (0..width * height * 3).map(|byte| u8::try_from(byte % 251).expect("a byte"));
+        let picture = Picture {
+            width,
+            height,
+            rgb: rgb.collect(),
+        };
+        Arc::new(Fake { takes, picture })
+    }
+
+    impl Source for Fake {
+        fn status(&self) -> Status {
+            std::thread::sleep(self.takes);
+            sample()
+        }
+
+        fn picture(&self, fb: Option<&str>) -> Result<(String, Picture), String> {
+            match fb {
+                None | Some("/dev/fb64") => Ok(("/dev/fb64".to_owned(), self.picture.clone())),
+                Some(other) => Err(format!("no {other}")),
+            }
+        }
+    }
+
     /// Runs `act` while `source` is served, and gives what it gives.
     fn with_control<T: Send + 'static>(
         name: &str,
-        source: Source,
+        source: Arc<dyn Source>,
         act: impl FnOnce(&Path) -> T + Send + 'static,
     ) -> T {
         let folder: PathBuf =
@@ -193,13 +291,37 @@ mod tests {
 
     #[test]
     fn who_asks_for_the_status_gets_it() {
-        let answer = with_control("asked", Arc::new(sample), status).expect("an answer");
+        let answer = with_control("asked", fake(Duration::ZERO), status).expect("an answer");
         assert_eq!(answer, sample());
     }
 
     #[test]
+    fn a_picture_comes_with_its_size_and_all_of_its_bytes_or_with_the_reason() {
+        let (named, only, other) = with_control("picture", fake(Duration::ZERO), |path| {
+            (
+                picture(path, Some("/dev/fb64")),
+                picture(path, None),
+                picture(path, Some("/dev/fb9")),
+            )
+        });
+        let (node, named) = named.expect("a picture");
+        assert_eq!(
+            (node.as_str(), named.width, named.height),
+            ("/dev/fb64", 640, 400)
+        );
+        assert_eq!(named.rgb.len(), 640 * 400 * 3);
+        assert!(
+            (0..)
+                .zip(&named.rgb)
+                .all(|(at, byte): (usize, _)| at % 251 == usize::from(*byte))
+        );
+        assert_eq!(only.expect("the only one").1, named);
+        assert!(matches!(other, Err(AskError::Refused(reason)) if reason == "no /dev/fb9"));
+    }
+
+    #[test]
     fn nonsense_and_megabytes_are_answered_with_a_sentence() {
-        with_control("nonsense", Arc::new(sample), |path| {
+        with_control("nonsense", fake(Duration::ZERO), |path| {
             for question in [
                 b"{\"ask\":\"money\"}\n".to_vec(),
                 b"\n".to_vec(),
@@ -220,7 +342,7 @@ mod tests {
 
     #[test]
     fn who_says_nothing_hinders_nobody_for_long() {
-        with_control("silent", Arc::new(sample), |path| {
+        with_control("silent", fake(Duration::ZERO), |path| {
             let silent: Vec<_> = (0..9)
                 .map(|_| UnixStream::connect(path).expect("served"))
                 .collect();
@@ -238,11 +360,7 @@ mod tests {
 
     #[test]
     fn a_status_that_hangs_is_told_and_delays_nobody_else() {
-        let hanging: Source = Arc::new(|| {
-            std::thread::sleep(Duration::from_secs(8));
-            sample()
-        });
-        with_control("hanging", hanging, |path| {
+        with_control("hanging", fake(Duration::from_secs(8)), |path| {
             let asked = Instant::now();
             for _ in 0..2 {
                 match status(path) {
@@ -250,6 +368,8 @@ mod tests {
                     other => panic!("{other:?}"),
                 }
             }
+            // A picture is nothing that a status waits for, nor the other way round.
+            assert!(picture(path, None).is_ok());
             assert!(asked.elapsed() < Duration::from_secs(7), "{:?}", asked.elapsed());
         });
     }

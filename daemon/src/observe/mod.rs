@@ -10,8 +10,10 @@ pub mod explain;
 pub mod model;
 pub mod native;
 mod page;
+pub mod screenshot;
 pub mod show;
 pub mod show_explain;
+mod show_fb;
 
 /// Where the control socket of a daemon is, unless it is told otherwise.
 pub const CONTROL: &str = "/run/vidcompat/control.sock";

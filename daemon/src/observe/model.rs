@@ -16,6 +16,77 @@ pub struct Status {
     pub pid: u32,
     /// In the order in which they were given.
     pub devices: Vec<Device>,
+    /// In the order in which they were given.
+    #[serde(default)]
+    pub framebuffers: Vec<Framebuffer>,
+}
+
+/// A framebuffer and its node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Framebuffer {
+    /// What it is made of, as the operator has said: `/dev/fb0`, `kms:/dev/dri/card0`, `memory:1024x768x32`.
+    pub source: String,
+    /// Path of our node.
+    pub node: String,
+    /// `fb_fix_screeninfo::id`, or the card's driver.
+    pub driver: String,
+    /// As programs see it, where it could be found out.
+    pub mode: Option<FbMode>,
+    /// Of our own: `direct` (programs draw into memory that the hardware shows), `shadow` (it is shown from a copy).
+    pub memory: Option<String>,
+    /// Bytes of it: `smem_len`.
+    pub memory_bytes: u64,
+    /// Who exports it as a dma-buf (`exp_name` of fdinfo), if anybody does.
+    pub dma_buf: Option<String>,
+    /// What hardware shows of our own: width and height in pixels. `None`: there is none.
+    pub output: Option<(u32, u32)>,
+    /// Is the mode converted for the output?
+    pub converted: bool,
+    /// Can it be seen? `None`: of a real one that is not known.
+    pub shown: Option<bool>,
+    /// Why not.
+    pub hidden: Option<String>,
+    /// Of our own, since it was made.
+    pub counters: FbCounters,
+    /// The open files of our node.
+    pub files: Vec<File>,
+}
+
+/// A framebuffer's mode, as `fb_var_screeninfo` has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FbMode {
+    /// Pixels that are shown.
+    pub width: u32,
+    /// Lines that are shown.
+    pub height: u32,
+    /// Pixels of a line in memory.
+    pub virtual_width: u32,
+    /// Lines in memory.
+    pub virtual_height: u32,
+    /// Bits of a pixel.
+    pub depth: u32,
+    /// Of its pixels, e.g. `RGB565`, `8-bit palette`, where it has a name.
+    pub format: Option<String>,
+    /// Bytes from one line to the next.
+    pub line_length: u32,
+}
+
+/// What a screen of ours has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FbCounters {
+    /// Times that something new was shown.
+    pub frames: u64,
+    /// FBIOPAN_DISPLAY that were shown.
+    pub pans: u64,
+    /// Bytes of memory that were compared with what was last shown.
+    pub compared_bytes: u64,
+    /// Bytes of memory that were converted for the output.
+    pub converted_bytes: u64,
+    /// Times that the hardware was told of damage.
+    pub damages: u64,
 }
 
 /// A real node and ours in front of it.
@@ -173,7 +244,9 @@ pub fn type_name(buf_type: u32) -> String {
 pub(super) mod tests {
     use std::collections::BTreeMap;
 
-    use super::{Buffer, Counters, Device, File, How, Plane, Queue, Status, type_name};
+    use super::{
+        Buffer, Counters, Device, FbCounters, FbMode, File, Framebuffer, How, Plane, Queue, Status, type_name,
+    };
 
     /// A daemon with something of everything.
     pub fn sample() -> Status {
@@ -272,7 +345,67 @@ pub(super) mod tests {
                     ..Device::default()
                 },
             ],
+            framebuffers: framebuffers(),
         }
+    }
+
+    fn framebuffers() -> Vec<Framebuffer> {
+        let mode = |width, height, depth, format: &str| FbMode {
+            width,
+            height,
+            virtual_width: width,
+            virtual_height: height,
+            depth,
+            format: Some(format.to_owned()),
+            line_length: width * depth / 8,
+        };
+        let file = |fh| File {
+            fh,
+            pid: Some(900),
+            comm: Some("fbi".to_owned()),
+            ..File::default()
+        };
+        vec![
+            Framebuffer {
+                source: "/dev/fb0".to_owned(),
+                node: "/dev/fb64".to_owned(),
+                driver: "bochs-drmdrmfb".to_owned(),
+                mode: Some(mode(1280, 800, 32, "XRGB8888")),
+                memory_bytes: 4_096_000,
+                files: vec![file(7)],
+                ..Framebuffer::default()
+            },
+            Framebuffer {
+                source: "kms:/dev/dri/card1".to_owned(),
+                node: "/dev/fb1".to_owned(),
+                driver: "virtio_gpu".to_owned(),
+                mode: Some(FbMode {
+                    virtual_height: 800,
+                    ..mode(640, 400, 16, "RGB565")
+                }),
+                memory: Some("shadow".to_owned()),
+                memory_bytes: 8_192_000,
+                dma_buf: Some("udmabuf".to_owned()),
+                output: Some((1280, 800)),
+                converted: true,
+                shown: Some(false),
+                hidden: Some("another program is master of the card".to_owned()),
+                counters: FbCounters {
+                    frames: 120,
+                    pans: 3,
+                    compared_bytes: 5 << 29,
+                    converted_bytes: 1 << 20,
+                    damages: 118,
+                },
+                files: vec![file(1), file(2)],
+            },
+            Framebuffer {
+                source: "memory:8x8x8".to_owned(),
+                node: "/dev/fb2".to_owned(),
+                shown: Some(false),
+                ..Framebuffer::default()
+            },
+        ]
     }
 
     #[test]

@@ -2,11 +2,21 @@
 
 use super::model::{Buffer, Counters, Device, File, How, Plane, Queue, Status};
 use super::page::Page;
+use super::show_fb;
 
 /// The page, with a line feed at the end of each line.
 #[must_use]
 pub fn status(status: &Status) -> String {
     let mut page = Page::default();
+    let kinds = [
+        (status.devices.len(), "device"),
+        (status.framebuffers.len(), "framebuffer"),
+    ];
+    let served: Vec<String> = kinds
+        .into_iter()
+        .filter(|(number, _)| *number != 0)
+        .map(|(number, what)| count(number, what))
+        .collect();
     page.line(
         0,
         4,
@@ -14,12 +24,16 @@ pub fn status(status: &Status) -> String {
             "vidcompatd {}, process {}, {}",
             status.version,
             status.pid,
-            count(status.devices.len(), "device")
+            served.join(", ")
         ),
     );
     for each in &status.devices {
         page.gap();
         device(&mut page, each);
+    }
+    for each in &status.framebuffers {
+        page.gap();
+        show_fb::framebuffer(&mut page, each);
     }
     page.into_text()
 }
@@ -29,10 +43,7 @@ fn device(page: &mut Page, device: &Device) {
         true => device.driver.clone(),
         false => format!("{}, {}", device.driver, device.card),
     };
-    let files = match device.files.len() {
-        0 => "not open".to_owned(),
-        number => count(number, "open file"),
-    };
+    let files = files(&device.files);
     page.line(
         0,
         4,
@@ -43,12 +54,25 @@ fn device(page: &mut Page, device: &Device) {
     }
 }
 
-fn file(page: &mut Page, file: &File) {
-    let client = match (file.pid, &file.comm) {
+/// How many of them.
+pub(super) fn files(files: &[File]) -> String {
+    match files.len() {
+        0 => "not open".to_owned(),
+        number => count(number, "open file"),
+    }
+}
+
+/// Whose it is.
+pub(super) fn client(file: &File) -> String {
+    match (file.pid, &file.comm) {
         (Some(pid), Some(comm)) => format!("process {pid} ({comm})"),
         (Some(pid), None) => format!("process {pid}"),
         (None, _) => "its process is gone".to_owned(),
-    };
+    }
+}
+
+fn file(page: &mut Page, file: &File) {
+    let client = client(file);
     let state = match (file.busy, file.queues.is_empty()) {
         (true, _) => ", in a call of its driver",
         (false, true) => ", no buffers",
@@ -160,7 +184,7 @@ fn count(number: usize, what: &str) -> String {
 }
 
 /// With a binary multiple, and one digit behind the point.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let Some(unit) = (1..=units.len()).rev().find(|unit| bytes >> (10 * unit) != 0) else {
         return format!("{bytes} B");
@@ -180,7 +204,7 @@ mod tests {
     #[test]
     fn a_page_shows_every_buffer_and_what_became_of_it() {
         let expected = "\
-vidcompatd 0.1.0, process 412, 2 devices
+vidcompatd 0.1.0, process 412, 2 devices, 3 framebuffers
 
 /dev/video64 for /dev/video0 (vivid): 2 open files
   file 3: process 812 (capture\\u{1b}[2J)
@@ -199,6 +223,19 @@ vidcompatd 0.1.0, process 412, 2 devices
   file 4: its process is gone, in a call of its driver
 
 /dev/video65 for /dev/video1 (vivid): not open
+
+/dev/fb64 for /dev/fb0 (bochs-drmdrmfb): 1 open file
+  1280x800, 32 bits (XRGB8888), 5120 bytes a line, 3.9 MiB
+  file 7: process 900 (fbi)
+
+/dev/fb1 for kms:/dev/dri/card1 (virtio_gpu): 2 open files
+  640x400 of 640x800, 16 bits (RGB565), 1280 bytes a line, 7.8 MiB shadow memory, dma-buf by udmabuf
+  converted for 1280x800, hidden: another program is master of the card
+  shown 120 times, 3 pans, 118 damages told; 2.5 GiB compared, 1.0 MiB converted
+  file 1: process 900 (fbi)
+  file 2: process 900 (fbi)
+
+/dev/fb2 for memory:8x8x8: not open
 ";
         assert_eq!(status(&sample()), expected);
     }

@@ -43,6 +43,19 @@ impl Behind {
         self.segments.iter().all(|segment| segment.kind == plain::NAME)
     }
 
+    /// Something has been written there: framebuffers are told of it.
+    pub fn flush(&self) {
+        let flushes = self
+            .segments
+            .iter()
+            .filter_map(|segment| segment.found.flush.as_ref());
+        for flush in flushes {
+            if let Err(error) = flush.run() {
+                tracing::debug!(%error, "a framebuffer could not be told that it has changed");
+            }
+        }
+    }
+
     /// The dma-buf of which all `length` bytes are the first ones: a device takes one for a plane, from its start.
     ///
     /// # Errors

@@ -130,6 +130,7 @@ impl Row {
             import: Err("device memory is copied".to_owned()),
             copy,
             frame: None,
+            flush: None,
         })
     }
 

@@ -39,6 +39,7 @@ impl Kind for DmaBuf {
                     import: Err(closed.to_owned()),
                     copy: through_client(look, range, closed),
                     frame: None,
+                    flush: None,
                 })
             }
         }
@@ -116,7 +117,8 @@ fn shows_when_wrong(look: &Look<'_>, exporter: &str) -> Result<(), String> {
     Ok(())
 }
 
-struct Object {
+/// A dma-buf, and what it says of itself.
+pub(super) struct Object {
     fd: OwnedFd,
     exporter: String,
     /// bytes
@@ -124,13 +126,15 @@ struct Object {
 }
 
 impl Object {
-    fn new(fd: OwnedFd) -> Option<Self> {
+    /// `None`: it says nothing.
+    pub(super) fn new(fd: OwnedFd) -> Option<Self> {
         // Of our copy: what the client's number stands for may have changed.
         let (exporter, size) = exporter_of(&fd)?;
         Some(Self { fd, exporter, size })
     }
 
-    fn found(self, look: &Look<'_>, vma: &Vma, range: &Range<u64>) -> Option<Found> {
+    /// What stands behind `range`, which lies within `vma`, a mapping of it. `None`: our own descriptors run out.
+    pub(super) fn found(self, look: &Look<'_>, vma: &Vma, range: &Range<u64>) -> Option<Found> {
         let page = page_size().ok()? as u64;
         let what = format!("dma-buf {} ({})", vma.inode, self.exporter);
         let how = offset_of(&self.exporter);
@@ -143,6 +147,7 @@ impl Object {
                 import: Err(unknown.to_owned()),
                 copy: through_client(look, range, unknown),
                 frame: None,
+                flush: None,
             });
         };
         let file = Arc::new(File::from(self.fd.try_clone().ok()?));
@@ -160,7 +165,6 @@ impl Object {
             inode: vma.inode,
             size: self.size,
             offset: place,
-            flush: None,
         });
         Some(Found {
             what,
@@ -172,6 +176,7 @@ impl Object {
                 sync: true,
             }),
             frame: None,
+            flush: None,
         })
     }
 }

@@ -64,10 +64,14 @@ impl Kind for Framebuffer {
             None => Err("nothing is known of its memory".to_owned()),
             Some((file, memory)) => {
                 import(look, number, range.start, place, memory.pitch).and_then(|object| match look.access {
-                    Access::Write => shown(object, file, place, length),
-                    Access::Read => Ok(object),
+                    Access::Write => Ok((object, Some(shown(file, place, length)?))),
+                    Access::Read => Ok((object, None)),
                 })
             }
+        };
+        let (import, flush) = match import {
+            Ok((object, flush)) => (Ok(object), flush),
+            Err(why) => (Err(why), None),
         };
         let what = match &id {
             Some((_, memory)) => format!("{} ({})", String::from_utf8_lossy(&vma.name), memory.id),
@@ -95,6 +99,7 @@ impl Kind for Framebuffer {
             import,
             copy,
             frame: None,
+            flush,
         })
     }
 }
@@ -124,12 +129,11 @@ fn import(
 
 /// What a device writes to the object nobody notices: a driver that has to be told of changes (a virtual card, one on
 /// USB) finds out by write faults in mappings of the framebuffer device. It is told by faults in ours.
-fn shown(object: Importable, file: &Arc<File>, place: u64, length: u64) -> Result<Importable, String> {
-    let flush = Flush::of(file, place, length).map_err(|error| format!("it could not be shown: {error}"))?;
-    Ok(Importable {
-        flush: Some(Arc::new(flush)),
-        ..object
-    })
+fn shown(file: &File, place: u64, length: u64) -> Result<Arc<Flush>, String> {
+    let flush = Flush::by_faults(file, place, length);
+    flush
+        .map(Arc::new)
+        .map_err(|error| format!("it could not be shown: {error}"))
 }
 
 /// A graphics card: its primary node's name and minor.

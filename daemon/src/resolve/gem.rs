@@ -78,6 +78,7 @@ impl Kind for Gem {
             import,
             copy,
             frame: None,
+            flush: None,
         })
     }
 }

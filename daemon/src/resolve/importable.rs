@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::{Flush, Look};
+use super::Look;
 use crate::sys::{field, own_fdinfo};
 
 /// A dma-buf that the policy lets the device import.
@@ -19,8 +19,6 @@ pub struct Importable {
     pub size: u64,
     /// Where in it the first byte of the stretch lies. A driver can only begin at 0.
     pub offset: u64,
-    /// To be run after each frame that a device has written there; for a framebuffer.
-    pub flush: Option<Arc<Flush>>,
 }
 
 impl Importable {
@@ -39,7 +37,6 @@ impl Importable {
             exporter,
             size,
             offset,
-            flush: None,
         })
     }
 }

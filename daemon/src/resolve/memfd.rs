@@ -49,11 +49,7 @@ fn import(look: &Look<'_>, vma: &Vma, range: &Range<u64>) -> Result<Importable, 
     if !range.start.is_multiple_of(page) {
         return Err("it does not begin at a page".to_owned());
     }
-    // The kernel's vmap of a udmabuf takes the first page of each folio for all of it (udmabuf.c:89, up to 6.16).
-    let by_processor = matches!(look.importer, Importer::Vmalloc | Importer::Unknown);
-    if by_processor && huge_pages_are_possible() {
-        return Err("shared memory may have huge pages, which the kernel's udmabuf gets wrong".to_owned());
-    }
+    udmabuf_may_be_wrong(look.importer)?;
     let offset = vma.offset + (range.start - vma.start);
     // Up to the end of its last page, which is mapped too.
     let size = (range.end - range.start).next_multiple_of(page);
@@ -78,8 +74,19 @@ fn import(look: &Look<'_>, vma: &Vma, range: &Range<u64>) -> Result<Importable, 
         inode,
         size,
         offset: 0,
-        flush: None,
     })
+}
+
+/// The kernel's vmap of a udmabuf takes the first page of each folio for all of it (udmabuf.c:89, up to 6.16).
+///
+/// # Errors
+/// What speaks against an import, for people.
+pub(super) fn udmabuf_may_be_wrong(importer: Importer) -> Result<(), String> {
+    let by_processor = matches!(importer, Importer::Vmalloc | Importer::Unknown);
+    if by_processor && huge_pages_are_possible() {
+        return Err("shared memory may have huge pages, which the kernel's udmabuf gets wrong".to_owned());
+    }
+    Ok(())
 }
 
 /// By the mapping, which outlives the fd, or by an fd where that needs a capability that we lack.

@@ -23,6 +23,7 @@ mod memfd;
 mod own;
 mod plain;
 mod policy;
+mod screen;
 mod v4l2_buffer;
 mod witness;
 
@@ -113,6 +114,9 @@ pub struct Found {
     /// Where several objects could be mapped at the same address without the mapping looking different (buffers of
     /// one V4L2 queue): by what a change is noticed.
     pub frame: Option<Witness>,
+    /// To be run after each frame that was written there, by a device or by a copy: it is a framebuffer, which does not
+    /// notice.
+    pub flush: Option<Arc<Flush>>,
 }
 
 impl Found {
@@ -123,6 +127,7 @@ impl Found {
             import: Err("plain memory is copied".to_owned()),
             copy: Ok(CopyBy::Memory),
             frame: None,
+            flush: None,
         }
     }
 }
@@ -148,6 +153,7 @@ pub trait Kind: Sync {
 /// which its file must be looked at.
 const KINDS: &[&dyn Kind] = &[
     &own::Own,
+    &screen::Screen,
     &dma_buf::DmaBuf,
     &memfd::Memfd,
     &v4l2_buffer::V4l2Buffer,

@@ -1,4 +1,4 @@
-//! Our own dma-bufs: what a provider has made, and what a client with the shim has mapped in place of a buffer of its
+//! What is our own. The dma-bufs: what a provider has made, and what a client with the shim has mapped in place of a buffer of its
 //! device, found by the inode of a mapping whatever became of the client's fd.
 
 use std::collections::HashMap;
@@ -10,12 +10,18 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use vidcompat_proto::abi::v4l2::V4l2ExportBuffer;
 
+use super::screen::Screens;
 use super::{CopyBy, Found, Importable, Kind, Look};
+use crate::backend::framebuffer::ScreenMemory;
 use crate::sys::{Vma, field, own_fdinfo};
 
-/// The dma-bufs of all sessions, by `st_dev` and `st_ino`. An entry ends with its dma-buf or its session.
+/// What of ours can stand behind a pointer.
 #[derive(Debug, Default)]
-pub struct OwnBuffers(Mutex<HashMap<(u64, u64), Known>>);
+pub struct OwnBuffers {
+    /// The dma-bufs of all sessions, by `st_dev` and `st_ino`. An entry ends with its dma-buf or its session.
+    buffers: Mutex<HashMap<(u64, u64), Known>>,
+    screens: Screens,
+}
 
 #[derive(Debug)]
 struct Known {
@@ -73,11 +79,20 @@ impl OwnBuffers {
         self.insert(fd, Held::Again(exports, export))
     }
 
+    /// Remembers `memory`, which programs map as what has the `st_dev` and `st_ino` of `key`, as long as its owner has it.
+    pub fn add_screen(&self, key: (u64, u64), memory: &Arc<dyn ScreenMemory>) {
+        self.screens.add(key, memory);
+    }
+
+    pub(super) fn screens(&self) -> &Screens {
+        &self.screens
+    }
+
     fn insert(&self, fd: &OwnedFd, held: Held) -> io::Result<()> {
         let stat = rustix::fs::fstat(fd)?;
         let fdinfo = own_fdinfo(fd)?;
         let exporter = field(&fdinfo, "exp_name").unwrap_or_default().to_owned();
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, known| known.fd.is_there());
         forget_oldest(&mut known, &held);
         known.insert((stat.st_dev, stat.st_ino), Known { fd: held, exporter });
@@ -87,14 +102,14 @@ impl OwnBuffers {
     /// Who exports `fd`, if it is known.
     pub fn exporter(&self, fd: &Arc<OwnedFd>) -> Option<String> {
         let ours = Arc::as_ptr(fd);
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         let is_it = |known: &&Known| matches!(&known.fd, Held::Ours(fd) if fd.as_ptr() == ours);
         known.values().find(is_it).map(|known| known.exporter.clone())
     }
 
     fn find(&self, vma: &Vma) -> Option<(Arc<OwnedFd>, String)> {
         let (exports, export, exporter) = {
-            let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
             let known = known.get(&(vma.st_dev(), vma.inode))?;
             match &known.fd {
                 Held::Ours(fd) => return Some((fd.upgrade()?, known.exporter.clone())),
@@ -145,7 +160,6 @@ impl Kind for Own {
                 inode: vma.inode,
                 size,
                 offset,
-                flush: None,
             }),
             copy: Ok(CopyBy::Object {
                 file,
@@ -154,6 +168,7 @@ impl Kind for Own {
                 sync: true,
             }),
             frame: None,
+            flush: None,
         })
     }
 }

@@ -109,6 +109,7 @@ impl Kind for V4l2Buffer {
             import,
             copy,
             frame: known.ok().map(|known| known.witness),
+            flush: None,
         })
     }
 }

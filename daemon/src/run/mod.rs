@@ -17,6 +17,8 @@
 //!
 //! Where none of them can be had the program is not run: on the real node it would not be what was asked for.
 //!
+//! A framebuffer of ours that has the name itself, because there is no real one, needs nothing of this.
+//!
 //! With the shim, in either way, the program sees the real node's device number at our node (VIDCOMPAT_NODES), by which
 //! sysfs, udev and the media controller know the device.
 
@@ -35,7 +37,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use nix::errno::Errno;
 
-use self::nodes::Pair;
+use self::nodes::{Nodes, Pair};
 use self::place::PlaceError;
 use self::program::{Hindrance, Program, ProgramError};
 use crate::sys;
@@ -50,7 +52,7 @@ const MOST_NODES: usize = 128;
 /// Of `run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunOptions {
-    /// Does not load the client shim: no MMAP and no EXPBUF, as for a program that opens our node itself.
+    /// Does not load the client shim: no MMAP, no EXPBUF and no mapped framebuffer, as for a program that opens our node itself.
     #[arg(long)]
     pub no_shim: bool,
 
@@ -93,7 +95,7 @@ pub enum RunError {
     /// No daemon, or none of its nodes.
     #[error(
         "there is no node of vidcompatd's here, so the program was not run; start vidcompatd as root, e.g. \
-         `vidcompatd --device /dev/video0`, or run the program without `vidcompat run` on the real node"
+         `vidcompatd --device /dev/video0` or `vidcompatd --fb /dev/fb0`, or run the program without `vidcompat run` on the real node"
     )]
     NoNodes,
     /// None, or not to be run.
@@ -142,8 +144,8 @@ impl RunError {
 /// # Errors
 /// See [`RunError`]; otherwise it does not return.
 pub fn run(options: &RunOptions) -> Result<Infallible, RunError> {
-    let pairs = nodes::pairs();
-    if pairs.is_empty() {
+    let Nodes { pairs, in_place } = nodes::all();
+    if pairs.is_empty() && in_place.is_empty() {
         return Err(RunError::NoNodes);
     }
     let name = options
@@ -178,7 +180,8 @@ struct Shim {
 }
 
 /// What a program does without if the shim is not in it.
-const WITHOUT: &str = "it has no MMAP and no EXPBUF, but USERPTR, DMABUF and read()";
+const WITHOUT: &str =
+    "it has no MMAP and no EXPBUF, but USERPTR, DMABUF and read(), and it cannot map a framebuffer";
 
 impl Shim {
     fn of(options: &RunOptions, program: &Program) -> Self {

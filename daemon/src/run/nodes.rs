@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, major, minor};
 
-use crate::devices::{FIRST_NUMBER, MAJOR, kinds};
+use crate::devices::{FB_FIRST_MINOR, FB_FIRST_OWN_MINOR, FB_MAJOR, FIRST_NUMBER, MAJOR, kinds};
 
 /// A device number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,21 +50,51 @@ pub fn number_of(path: &Path) -> Option<Number> {
     })
 }
 
-/// All pairs of this machine.
+/// Our nodes on this machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Nodes {
+    /// Those beside real ones.
+    pub pairs: Vec<Pair>,
+    /// Those that have the name that programs look for: framebuffers of ours where there is no real one.
+    pub in_place: Vec<PathBuf>,
+}
+
+/// All of them.
 #[must_use]
-pub fn pairs() -> Vec<Pair> {
-    pairs_of(number_of, is_cuse)
+pub fn all() -> Nodes {
+    Nodes {
+        pairs: pairs_of(number_of, is_cuse),
+        in_place: in_place(number_of, is_cuse),
+    }
+}
+
+/// By what names begin, the major and the first minor of ours of this kind.
+fn all_kinds() -> impl Iterator<Item = (&'static str, u32, u32)> {
+    let video = kinds().map(|(prefix, first_minor)| (prefix, MAJOR, first_minor));
+    video.chain([("fb", FB_MAJOR, FB_FIRST_MINOR)])
+}
+
+fn in_place(number: impl Fn(&Path) -> Option<Number>, lives: impl Fn(Number) -> bool) -> Vec<PathBuf> {
+    let path = |at| PathBuf::from(format!("/dev/fb{at}"));
+    let is_ours = |at: &u32| {
+        let our_number = Number {
+            major: FB_MAJOR,
+            minor: FB_FIRST_OWN_MINOR + at,
+        };
+        number(&path(*at)) == Some(our_number) && lives(our_number)
+    };
+    (0..FIRST_NUMBER).filter(is_ours).map(path).collect()
 }
 
 /// The pairs among the names that may be ours: `number` tells the device number of a path, `lives` whether the kernel has
 /// a CUSE device of that number.
 fn pairs_of(number: impl Fn(&Path) -> Option<Number>, lives: impl Fn(Number) -> bool) -> Vec<Pair> {
     let mut pairs = Vec::new();
-    for (prefix, first_minor) in kinds() {
+    for (prefix, major, first_minor) in all_kinds() {
         for at in 0..FIRST_NUMBER {
             let ours = PathBuf::from(format!("/dev/{prefix}{}", FIRST_NUMBER + at));
             let our_number = Number {
-                major: MAJOR,
+                major,
                 minor: first_minor + at,
             };
             if number(&ours) != Some(our_number) || !lives(our_number) {
@@ -113,8 +143,8 @@ pub fn for_the_shim(pairs: &[Pair]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Number, Pair, for_the_shim, is_cuse, number_of, pairs_of};
-    use std::path::Path;
+    use super::{Number, Pair, for_the_shim, in_place, is_cuse, number_of, pairs_of};
+    use std::path::{Path, PathBuf};
 
     const fn number(major: u32, minor: u32) -> Number {
         Number { major, minor }
@@ -136,11 +166,13 @@ mod tests {
             ("/dev/video1", number(81, 4)),
             ("/dev/vbi2", number(81, 9)),
             ("/dev/vbi66", number(81, 514)),
+            ("/dev/fb0", number(29, 0)),
+            ("/dev/fb64", number(29, 256)),
         ];
         let pairs = among(&nodes, &[]);
         assert_eq!(
             for_the_shim(&pairs),
-            "81:3=81:256=/dev/video64;81:9=81:514=/dev/vbi66"
+            "81:3=81:256=/dev/video64;81:9=81:514=/dev/vbi66;29:0=29:256=/dev/fb64"
         );
         assert_eq!(pairs[1].real, Path::new("/dev/vbi2"));
     }
@@ -154,6 +186,24 @@ mod tests {
         let ours = ("/dev/video64", number(81, 256));
         assert_eq!(among(&[real, ours], &[number(81, 256)]), []);
         assert_eq!(among(&[real, ours], &[]).len(), 1);
+    }
+
+    #[test]
+    fn a_framebuffer_of_ours_with_a_name_of_its_own_replaces_nothing() {
+        let nodes = [
+            ("/dev/fb0", number(29, 0)),
+            ("/dev/fb1", number(29, 513)),
+            ("/dev/fb2", number(29, 514)),
+            // Not at its place.
+            ("/dev/fb3", number(29, 512)),
+        ];
+        assert_eq!(among(&nodes, &[]), []);
+        let number_of = |path: &Path| {
+            let found = nodes.iter().find(|(name, _)| Path::new(name) == path);
+            found.map(|(_, number)| *number)
+        };
+        let found = in_place(number_of, |alive| alive != number(29, 514));
+        assert_eq!(found, [PathBuf::from("/dev/fb1")]);
     }
 
     #[test]

@@ -180,7 +180,6 @@ mod tests {
             inode: 1,
             size: size as u64,
             offset: 0,
-            flush: None,
         };
         (file, importable)
     }

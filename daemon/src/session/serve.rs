@@ -228,12 +228,12 @@ impl Way {
     /// What a device has written by import is seen by who looks: the client, and the screen.
     pub(super) fn show(&self) {
         self.sync(CpuUse::Read);
-        if let How::Import(Importable {
-            flush: Some(flush), ..
-        }) = &self.how
-            && let Err(error) = flush.run()
-        {
-            tracing::debug!(%error, "a framebuffer could not be told that it has changed");
+        self.flush();
+    }
+
+    fn flush(&self) {
+        if let Some(behind) = &self.behind {
+            behind.flush();
         }
     }
 
@@ -258,7 +258,7 @@ impl Way {
     ) -> Result<(), MemoryFault> {
         let access = source.access();
         Counters::add(&counters.copied_bytes, len as u64);
-        self.each_piece(len, counters, |piece, at, len| match &piece.by {
+        let copied = self.each_piece(len, counters, |piece, at, len| match &piece.by {
             By::Memory => client.write(access.mapping(), at, len, piece.client_addr, caller),
             By::Object {
                 mapping,
@@ -268,7 +268,10 @@ impl Way {
                 let object = CpuAccess::begin(mapping, dma_buf.as_ref().map(AsFd::as_fd), CpuUse::Write);
                 sys::copy(access.mapping(), at, object.mapping(), *skip, len)
             }
-        })
+        });
+        // A part may have got there.
+        self.flush();
+        copied
     }
 
     /// Copies the client's bytes to the start of `target`: as many as it has room for.

@@ -14,6 +14,7 @@ mod edid;
 mod errnos;
 mod fallback;
 mod faults;
+mod fb_programs;
 mod imports;
 mod injected;
 pub mod kernel_log;
@@ -117,6 +118,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             run::TESTS,
             kernel_log::TESTS,
         ],
+        Set::Screens => &[fb_programs::TESTS, kernel_log::TESTS],
         Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],
     };
     let mut tests = topics.concat();
@@ -127,10 +129,16 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
 /// What takes long to load or to wait for, and is the same on every kernel: one is enough, but for long runs.
 const ON_ONE_KERNEL: &[&str] = &[
     "attacks::memory_cut_into_thousands_of_mappings_costs_the_daemon_little",
+    "programs32::captures_are_the_picture",
+    "programs32::captures_of_two_planes_are_the_same",
     "nodes::select_gives_the_same_sets_for_each_kind",
     "nodes::epoll_gives_the_same_bits_for_each_kind",
     "sharing::eight_clients_on_eight_nodes",
     "sharing::eight_clients_on_one_node_take_turns",
+    "shim32::exported_buffers_are_the_picture",
+    "shim32::mapped_captures_are_the_picture",
+    "shim32::mappings_give_what_the_kernel_gives",
+    "shim32::programs_of_both_sizes_have_one_library_path",
     "shim_exchange::limits_are_refusals",
     "shim_exchange::nothing_is_left_behind_by_ten_thousand",
     "shim_programs::ffmpeg",

@@ -14,7 +14,6 @@ fn dma_buf(offset: u64, size: u64) -> Found {
             inode: 17,
             size,
             offset,
-            flush: None,
         }),
         copy: Ok(CopyBy::Object {
             file: Arc::new(file()),
@@ -23,6 +22,7 @@ fn dma_buf(offset: u64, size: u64) -> Found {
             sync: true,
         }),
         frame: None,
+        flush: None,
     }
 }
 

@@ -7,30 +7,33 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
+use crate::backend::kms::KmsError;
 use crate::claim::{Claim, Kind};
 use crate::cli::Options;
-use crate::cuse::{Channel, InitError, initialize, serve};
-use crate::devices::{SideNode, SideNodeError};
+use crate::cuse::InitError;
+use crate::devices::{FbNode, FbNodeError, NodeError, SideNode, SideNodeError};
 use crate::frontend::shim::{Server, Shims};
-use crate::frontend::video::VideoNode;
 use crate::memory::{Budget, Heap};
 use crate::observe::control::Control;
-use crate::observe::model;
 use crate::resolve::{OwnBuffers, Policy};
-use crate::session::{Device, DeviceOptions};
+use crate::session::DeviceOptions;
 use crate::sys;
+use observed::Observed;
+use served::{Making, Served};
+
+mod framebuffers;
+mod observed;
+mod served;
 
 const CUSE: &str = "/dev/cuse";
 /// How long we try to answer those who wait, before their calls are aborted.
 const GRACE: Duration = Duration::from_secs(1);
 /// How long calls that are under way may take to end then.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Idle threads that serve ready devices end after this.
-const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
 /// Why vidcompatd does not run. Each message is one sentence for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +44,18 @@ pub enum ServiceError {
     /// A device that cannot be served.
     #[error(transparent)]
     Device(#[from] SideNodeError),
+    /// A framebuffer that cannot be served.
+    #[error(transparent)]
+    Framebuffer(#[from] FbNodeError),
+    /// A card that a framebuffer was to be shown on.
+    #[error(transparent)]
+    Kms(#[from] KmsError),
+    /// A framebuffer that there is no memory for, or that does not answer.
+    #[error("{0} cannot be served as a framebuffer ({1})")]
+    Screen(String, #[source] io::Error),
+    /// Our own node.
+    #[error(transparent)]
+    Node(#[from] NodeError),
     /// The handshake.
     #[error(transparent)]
     Init(#[from] InitError),
@@ -52,15 +67,6 @@ pub enum ServiceError {
         "the node for {0} has ended although nobody asked for it; vidcompatd ends, the real node is untouched"
     )]
     Ended(String),
-}
-
-/// One served device.
-struct Served {
-    node: SideNode,
-    front: Arc<VideoNode>,
-    server: JoinHandle<()>,
-    /// Dropped to end the thread that waits for the device.
-    _waiting: oneshot::Sender<()>,
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -88,10 +94,16 @@ pub fn run(options: &Options) -> Result<(), ServiceError> {
         };
         // The real nodes first: what is wrong with one is said before anything was changed.
         let nodes = SideNode::of_all(&options.devices)?;
+        let framebuffers = FbNode::of_all(&options.framebuffers)?;
         // Before the first program can ask for it.
         let (shims, _shim_server) = shims(options);
         let mut served = Vec::new();
-        let outcome = match start_all(nodes, &device_options, &shims, &report_end, &mut served) {
+        let making = Making {
+            options: device_options,
+            shims,
+            report_end,
+        };
+        let outcome = match start_all(nodes, framebuffers, &making, &mut served) {
             Ok(()) => {
                 let _control = options.control().and_then(|path| control(path, &served));
                 announce(&served);
@@ -133,68 +145,17 @@ fn heap() -> Option<Arc<Heap>> {
 
 fn start_all(
     nodes: Vec<SideNode>,
-    options: &DeviceOptions,
-    shims: &Arc<Shims>,
-    report_end: &mpsc::UnboundedSender<String>,
+    framebuffers: Vec<FbNode>,
+    making: &Making,
     served: &mut Vec<Served>,
 ) -> Result<(), ServiceError> {
+    for framebuffer in framebuffers {
+        served.push(making.framebuffer(framebuffer)?);
+    }
     for node in nodes {
-        served.push(start(node, options.clone(), shims, report_end.clone())?);
+        served.push(making.video(node)?);
     }
     Ok(())
-}
-
-fn start(
-    node: SideNode,
-    options: DeviceOptions,
-    shims: &Arc<Shims>,
-    report_end: mpsc::UnboundedSender<String>,
-) -> Result<Served, ServiceError> {
-    let channel = Channel::open(Path::new(CUSE)).map_err(ServiceError::Cuse)?;
-    let (handle, waiting) = device_runtime().map_err(ServiceError::System)?;
-    initialize(&channel, &node.spec())?;
-    node.verify()?;
-    let device = Device::new(node.real().to_owned(), options, handle).map_err(ServiceError::System)?;
-    let front = VideoNode::new(device, Arc::clone(shims));
-    let (handler, name) = (Arc::clone(&front), node.real().display().to_string());
-    let server = thread::Builder::new().name("cuse-reader".into()).spawn(move || {
-        if let Err(error) = serve(channel, handler) {
-            tracing::error!(device = name, %error, "the channel of a node broke");
-        }
-        // Nobody listens any more when the end was asked for.
-        drop(report_end.send(name));
-    });
-    let server = server.map_err(ServiceError::System)?;
-    let served = Served {
-        node,
-        front,
-        server,
-        _waiting: waiting,
-    };
-    if let Err(error) = served.node.copy_access() {
-        end_all(vec![served]);
-        return Err(error.into());
-    }
-    Ok(served)
-}
-
-/// A runtime for one device on a thread of its own: a driver that holds its lock for long delays epoll only there.
-fn device_runtime() -> io::Result<(Handle, oneshot::Sender<()>)> {
-    let runtime: Runtime = Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .thread_keep_alive(KEEP_ALIVE)
-        .build()?;
-    let handle = runtime.handle().clone();
-    let (sender, receiver) = oneshot::channel::<()>();
-    thread::Builder::new()
-        .name("device-ready".into())
-        .spawn(move || {
-            // Ends with the sender: there is nothing to receive.
-            drop(runtime.block_on(receiver));
-            runtime.shutdown_background();
-        })?;
-    Ok((handle, sender))
 }
 
 /// The shim's socket. The devices matter more: without one they are served all the same, as to programs without shim.
@@ -223,33 +184,10 @@ fn shims(options: &Options) -> (Arc<Shims>, Option<Server>) {
 
 /// The control socket. The devices matter more: without one they are served all the same.
 fn control(path: &Path, served: &[Served]) -> Option<Control> {
-    let fronts: Vec<_> = served
-        .iter()
-        .map(|Served { node, front, .. }| {
-            let device = model::Device {
-                real: node.real().display().to_string(),
-                node: node.path().display().to_string(),
-                driver: node.names().0.to_owned(),
-                card: node.names().1.to_owned(),
-                ..model::Device::default()
-            };
-            (device, Arc::clone(front))
-        })
-        .collect();
-    let source = move || model::Status {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        pid: std::process::id(),
-        devices: fronts
-            .iter()
-            .map(|(device, front)| model::Device {
-                files: front.files(),
-                ..device.clone()
-            })
-            .collect(),
-    };
+    let source = Arc::new(Observed::new(served));
     let claimed = Claim::new(path, Kind::Control).map_err(|error| error.to_string());
     let started = claimed.and_then(|claim| {
-        Control::start(claim, Arc::new(source)).map_err(|error| format!("{} fails ({error})", path.display()))
+        Control::start(claim, source).map_err(|error| format!("{} fails ({error})", path.display()))
     });
     started
         .inspect_err(|reason| {
@@ -261,8 +199,8 @@ fn control(path: &Path, served: &[Served]) -> Option<Control> {
 }
 
 fn announce(served: &[Served]) {
-    for Served { node, .. } in served {
-        tracing::info!(device = %node.real().display(), node = %node.path().display(), "serving");
+    for Served { name, node, .. } in served {
+        tracing::info!(device = name, node = %node.path().display(), "serving");
     }
     // For scripts, also where the log goes elsewhere or is filtered.
     if let Err(error) = writeln!(io::stderr(), "ready") {
@@ -282,7 +220,7 @@ fn end_all(served: Vec<Served>) {
     let answered: Vec<_> = served
         .iter()
         .map(|served| {
-            let front = Arc::clone(&served.front);
+            let front = served.front.clone();
             thread::spawn(move || front.shut_down())
         })
         .collect();
@@ -298,12 +236,15 @@ fn end_all(served: Vec<Served>) {
     wait_until(PATIENCE, || {
         served.iter().all(|served| served.server.is_finished())
     });
-    for Served { node, server, .. } in served {
+    for Served {
+        name, node, server, ..
+    } in served
+    {
         if server.is_finished() {
             tracing::info!(node = %node.path().display(), "ended");
         } else {
             tracing::warn!(
-                device = %node.real().display(),
+                device = name,
                 "a driver call is still under way; the kernel ends it with the process"
             );
         }

@@ -1,0 +1,181 @@
+//! One served node: its channel, its front end, its threads.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{CUSE, ServiceError, framebuffers};
+use crate::cuse::{Channel, Handler, initialize, serve};
+use crate::devices::{FbNode, Node, SideNode};
+use crate::frontend::fb;
+use crate::frontend::shim::Shims;
+use crate::frontend::video::VideoNode;
+use crate::observe::model;
+use crate::session::{Device, DeviceOptions};
+
+/// Idle threads that serve ready devices end after this.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// A node that programs can open.
+pub(super) struct Served {
+    /// What it stands for, for people.
+    pub(super) name: String,
+    pub(super) node: Node,
+    pub(super) front: Front,
+    pub(super) server: JoinHandle<()>,
+    /// Driver and card, of a V4L2 node.
+    names: Option<(String, String)>,
+    /// Dropped to end the thread that waits for the device.
+    _waiting: Option<oneshot::Sender<()>>,
+}
+
+/// Its front end.
+#[derive(Clone)]
+pub(super) enum Front {
+    Video(Arc<VideoNode>),
+    Framebuffer(Arc<fb::FbNode>),
+}
+
+impl Front {
+    /// The node goes away: every call that waits ends.
+    pub(super) fn shut_down(&self) {
+        match self {
+            Self::Video(front) => front.shut_down(),
+            Self::Framebuffer(front) => front.shut_down(),
+        }
+    }
+}
+
+impl Served {
+    /// A framebuffer, what status calls it and its node, and who knows the rest.
+    pub(super) fn framebuffer(&self) -> Option<(model::Framebuffer, Arc<fb::FbNode>)> {
+        let Front::Framebuffer(front) = &self.front else {
+            return None;
+        };
+        let framebuffer = model::Framebuffer {
+            source: self.name.clone(),
+            node: self.node.path().display().to_string(),
+            ..model::Framebuffer::default()
+        };
+        Some((framebuffer, Arc::clone(front)))
+    }
+
+    /// What status tells of a V4L2 node, and who knows its files.
+    pub(super) fn device(&self) -> Option<(model::Device, Arc<VideoNode>)> {
+        let Front::Video(front) = &self.front else {
+            return None;
+        };
+        let (driver, card) = self.names.clone().unwrap_or_default();
+        let device = model::Device {
+            real: self.name.clone(),
+            node: self.node.path().display().to_string(),
+            driver,
+            card,
+            ..model::Device::default()
+        };
+        Some((device, Arc::clone(front)))
+    }
+}
+
+/// What nodes are made with.
+pub(super) struct Making {
+    pub(super) options: DeviceOptions,
+    pub(super) shims: Arc<Shims>,
+    /// Who wants to know that a node has ended.
+    pub(super) report_end: mpsc::UnboundedSender<String>,
+}
+
+impl Making {
+    pub(super) fn video(&self, side: SideNode) -> Result<Served, ServiceError> {
+        let channel = open(side.node())?;
+        let (handle, waiting) = device_runtime().map_err(ServiceError::System)?;
+        let real = side.real().to_owned();
+        let device = Device::new(real.clone(), self.options.clone(), handle).map_err(ServiceError::System)?;
+        let front = VideoNode::new(device, Arc::clone(&self.shims));
+        let name = real.display().to_string();
+        let server = self.serve(channel, Arc::clone(&front), &name)?;
+        granted(Served {
+            name,
+            node: side.node().clone(),
+            front: Front::Video(front),
+            server,
+            names: Some((side.names().0.to_owned(), side.names().1.to_owned())),
+            _waiting: Some(waiting),
+        })
+    }
+
+    pub(super) fn framebuffer(&self, wanted: FbNode) -> Result<Served, ServiceError> {
+        let FbNode { source, node, .. } = wanted;
+        // What is wrong with it is said before there is a node.
+        let framebuffer = framebuffers::make(&source, &self.options)?;
+        let channel = open(&node)?;
+        let front = fb::FbNode::new(framebuffer, Arc::clone(&self.shims));
+        let name = source.name();
+        let server = self.serve(channel, Arc::clone(&front), &name)?;
+        granted(Served {
+            name,
+            node,
+            front: Front::Framebuffer(front),
+            server,
+            names: None,
+            _waiting: None,
+        })
+    }
+
+    fn serve(
+        &self,
+        channel: Arc<Channel>,
+        handler: impl Handler,
+        name: &str,
+    ) -> Result<JoinHandle<()>, ServiceError> {
+        let (report_end, name) = (self.report_end.clone(), name.to_owned());
+        let server = thread::Builder::new().name("cuse-reader".into()).spawn(move || {
+            if let Err(error) = serve(channel, handler) {
+                tracing::error!(device = name, %error, "the channel of a node broke");
+            }
+            // Nobody listens any more when the end was asked for.
+            drop(report_end.send(name));
+        });
+        server.map_err(ServiceError::System)
+    }
+}
+
+/// The channel of a node, which exists from now on.
+fn open(node: &Node) -> Result<Arc<Channel>, ServiceError> {
+    let channel = Channel::open(Path::new(CUSE)).map_err(ServiceError::Cuse)?;
+    initialize(&channel, node.spec())?;
+    node.verify()?;
+    Ok(channel)
+}
+
+fn granted(served: Served) -> Result<Served, ServiceError> {
+    if let Err(error) = served.node.grant() {
+        super::end_all(vec![served]);
+        return Err(error.into());
+    }
+    Ok(served)
+}
+
+/// A runtime for one device on a thread of its own: a driver that holds its lock for long delays epoll only there.
+fn device_runtime() -> io::Result<(Handle, oneshot::Sender<()>)> {
+    let runtime: Runtime = Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .thread_keep_alive(KEEP_ALIVE)
+        .build()?;
+    let handle = runtime.handle().clone();
+    let (sender, receiver) = oneshot::channel::<()>();
+    thread::Builder::new()
+        .name("device-ready".into())
+        .spawn(move || {
+            // Ends with the sender: there is nothing to receive.
+            drop(runtime.block_on(receiver));
+            runtime.shutdown_background();
+        })?;
+    Ok((handle, sender))
+}

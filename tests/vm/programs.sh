@@ -1,0 +1,40 @@
+# shellcheck shell=bash disable=SC2154 # $cache and the helpers: from cache.sh
+# Programs of Debian of which the tests need one file only, unpacked into
+# $cache/programs: fbset, whose package wants udev, and GStreamer's fbdevsink,
+# whose package wants 40 others. Nothing is installed. Sourced, after cache.sh.
+
+programs=$cache/programs
+
+programs_setup() { programs_are_there || cache_lock programs fetch_programs; }
+
+programs_are_there() { [ "$(cat "$programs/made-by" 2>/dev/null)" = "$(programs_stamp)" ]; }
+
+# A plug-in must be of its core's own release.
+programs_stamp() { echo "GStreamer $(dpkg-query -W -f '${Version}' libgstreamer1.0-0) $(cksum <"$repo/tests/vm/programs.sh")"; }
+
+fetch_programs() {
+    programs_are_there && return # by the run that held the lock before us
+    local work=$programs.work
+    rm -rf "$programs" "$work"
+    mkdir -p "$work/tree/gstreamer"
+    fetch_package fbset "$work/fbset"
+    fetch_package gstreamer1.0-plugins-bad "$work/gstreamer"
+    cp "$work/fbset/bin/fbset" "$work/tree"
+    cp "$work"/gstreamer/usr/lib/*/gstreamer-1.0/libgstfbdevsink.so "$work/tree/gstreamer"
+    programs_stamp >"$work/tree/made-by"
+    mv -T "$work/tree" "$programs"
+    rm -rf "$work"
+}
+
+# programs_copy DIR: in DIR what is unpacked, because a guest sees the tree but
+# perhaps not the cache: DIR/fbset, DIR/gstreamer for GST_PLUGIN_PATH.
+programs_copy() {
+    local dir=$1
+    [ "$(cat "$dir/gstreamer/made-by" 2>/dev/null)" != "$(programs_stamp)" ] || return 0
+    rm -rf "$dir/gstreamer" "$dir/gstreamer.$$"
+    cp -r "$programs/gstreamer" "$dir/gstreamer.$$"
+    cp "$programs/fbset" "$dir/fbset.$$"
+    mv -T "$dir/fbset.$$" "$dir/fbset"
+    programs_stamp >"$dir/gstreamer.$$/made-by"
+    mv -T "$dir/gstreamer.$$" "$dir/gstreamer"
+}
