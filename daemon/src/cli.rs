@@ -26,8 +26,8 @@ pub struct Options {
     /// A framebuffer to serve; may be given several times. A real one, /dev/fbN, gets a side node /dev/fb(64+N).
     /// `kms:/dev/dri/cardN` makes one on the first screen of a graphics card, and `memory:WIDTHxHEIGHTxBITS` one that is
     /// shown nowhere (see `vidcompat screenshot`): these are /dev/fbN with the first N that is free, and of a card that
-    /// has a real /dev/fbN the side node of that. Options behind commas: `as=N`; for a card also `size=WxH` and
-    /// `depth=8|16|24|32` to begin with, `shadow` (programs never draw into memory that is shown), `keep` or `give-back`
+    /// has a real /dev/fbN the side node of that. Options behind commas: `as=N`; for a card also
+    /// `connector=NAME`, `size=WxH` and `depth=8|16|24|32` to begin with, `shadow` (programs never draw into memory that is shown), `keep` or `give-back`
     /// (the picture stays, or not, when the last program has gone; else it stays where no console would come back).
     #[arg(long = "fb", value_name = "WHAT")]
     pub framebuffers: Vec<FbSource>,

@@ -23,3 +23,4 @@ pub mod service;
 pub mod session;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod tickets;

@@ -42,7 +42,7 @@ pub trait FramebufferFile: Send + Sync {
     /// `var` goes back to the program as it is then.
     fn fbioput_vscreeninfo(&self, var: &mut VarScreenInfo) -> Result<(), Errno>;
     fn fbioget_fscreeninfo(&self) -> Result<FixScreenInfo, Errno>;
-    /// Fills the arrays, as long as they are.
+    /// Fills the arrays, and leaves of them what was filled: there may be fewer entries, and no `transp`.
     fn fbiogetcmap(&self, map: &mut ColorMap) -> Result<(), Errno>;
     fn fbioputcmap(&self, map: &ColorMap) -> Result<(), Errno>;
     /// `var` goes back to the program as it is then.
@@ -50,6 +50,14 @@ pub trait FramebufferFile: Send + Sync {
     /// The argument as the program passed it, 32 bits.
     fn fbioblank(&self, level: u32) -> Result<(), Errno>;
     fn fbioget_vblank(&self) -> Result<Vblank, Errno>;
+    /// Does [`FramebufferFile::fbio_waitforvsync`] look at its argument? Where not, a bad pointer in its place is no error.
+    fn needs_crtc(&self) -> bool {
+        false
+    }
+    /// Do 32-bit programs have the ioctls that are the driver's own (`fb_compat_ioctl`): GET_VBLANK and WAITFORVSYNC?
+    fn has_compat_ioctl(&self) -> bool {
+        true
+    }
     /// Waits in the calling thread, for some hundred milliseconds at most.
     fn fbio_waitforvsync(&self, crtc: u32) -> Result<(), Errno>;
     fn fbioget_con2fbmap(&self, map: &mut Con2FbMap) -> Result<(), Errno>;

@@ -90,13 +90,18 @@ fn parse_info(text: &str) -> Option<Info> {
     })
 }
 
-/// The fd number that the thread passed. `/proc/TID/syscall` says "running" until the thread has gone to sleep, which
-/// can be a moment after we have read its request.
+/// The fd number that the thread passed.
 fn fd_of_call(tid: u32, call: CallShape) -> Option<u32> {
+    parse(&blocked_call(tid)?, call)
+}
+
+/// What `/proc/TID/syscall` says of a thread that waits for our answer. It says "running" until the thread has gone to
+/// sleep, which can be a moment after we have read its request.
+pub(super) fn blocked_call(tid: u32) -> Option<String> {
     for patience in 0..200 {
         let text = fs::read_to_string(format!("/proc/{tid}/syscall")).ok()?;
         if text.trim() != "running" {
-            return parse(&text, call);
+            return Some(text);
         }
         match patience {
             0..10 => thread::yield_now(),

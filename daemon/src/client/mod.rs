@@ -8,6 +8,7 @@
 mod blocking;
 mod maps;
 mod objects;
+mod offset;
 mod privilege;
 
 use std::fs::File;
@@ -24,6 +25,7 @@ use crate::sys::{self, Mapping, MemoryFault, RemoteMemory, Vma};
 
 pub use blocking::{CallShape, FileFlags};
 pub use objects::{OpenFile, offset_of_start};
+pub use offset::given_offset;
 pub use privilege::is_admin;
 
 /// One process with one address space.
@@ -347,6 +349,16 @@ fn process_of(tid: Pid) -> io::Result<Pid> {
     tgid.and_then(|tgid| tgid.parse().ok())
         .map(Pid::from_raw)
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Fills `bytes` from `client_addr` in the memory of thread `tid`, which is blocked in a request. For what is asked so
+/// seldom that nothing is remembered of the client; else see [`Clients`].
+///
+/// # Errors
+/// [`MemoryFault::Fault`] where any byte is out of reach.
+pub fn read_blocked(tid: u32, client_addr: u64, bytes: &mut [u8]) -> Result<(), MemoryFault> {
+    let tid = i32::try_from(tid).ok().filter(|tid| *tid > 0);
+    sys::read_bytes(Pid::from_raw(tid.ok_or(MemoryFault::Gone)?), client_addr, bytes)
 }
 
 /// The process that thread `tid` belongs to now, and its name: for people, who are told of a moment that has passed.

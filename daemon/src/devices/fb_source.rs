@@ -17,6 +17,8 @@ pub enum FbSource {
 pub struct Own {
     /// The card on whose screen it is shown (`/dev/dri/cardN`); `None`: nowhere.
     pub card: Option<PathBuf>,
+    /// Which of the card's screens, e.g. `HDMI-A-1`; `None`: the first that has a monitor.
+    pub connector: Option<String>,
     /// Pixels and lines to begin with; `None`: the screen's best.
     pub size: Option<(u32, u32)>,
     /// Bits per pixel to begin with.
@@ -33,6 +35,7 @@ impl Default for Own {
     fn default() -> Self {
         Self {
             card: None,
+            connector: None,
             size: None,
             depth: 32,
             direct: true,
@@ -92,6 +95,7 @@ fn set(own: &mut Own, option: &str) -> Result<(), String> {
             let number = number.parse().ok().filter(|number| *number < NUMBERS);
             own.number = Some(number.ok_or(format!("`{option}`: /dev/fb0 to /dev/fb{}", NUMBERS - 1))?);
         }
+        ("connector", name) if on_card && !name.is_empty() => own.connector = Some(name.to_owned()),
         ("size", size) if on_card => {
             let size = sides(size).ok_or_else(|| format!("`{option}` is no size such as size=640x480"))?;
             own.size = Some(size);
@@ -104,7 +108,7 @@ fn set(own: &mut Own, option: &str) -> Result<(), String> {
         ("give-back", "") if on_card => own.keep = Some(false),
         _ => {
             let known = match on_card {
-                true => "as=N, size=WxH, depth=BITS, shadow, keep, give-back",
+                true => "as=N, connector=NAME, size=WxH, depth=BITS, shadow, keep, give-back",
                 false => "as=N",
             };
             return Err(format!("`{option}` is none of its options: {known}"));
@@ -174,13 +178,14 @@ mod tests {
         assert_eq!(parse("memory:1024x768x16,as=3"), Ok(FbSource::Own(memory)));
         let kms = Own {
             card: Some("/dev/dri/card0".into()),
+            connector: Some("HDMI-A-1".to_owned()),
             size: Some((640, 480)),
             depth: 8,
             direct: false,
             keep: Some(true),
             number: None,
         };
-        let text = "kms:/dev/dri/card0,size=640x480,depth=8,shadow,keep";
+        let text = "kms:/dev/dri/card0,connector=HDMI-A-1,size=640x480,depth=8,shadow,keep";
         assert_eq!(parse(text), Ok(FbSource::Own(kms)));
     }
 

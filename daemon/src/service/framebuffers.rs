@@ -16,7 +16,11 @@ pub(super) fn make(source: &FbSource, options: &DeviceOptions) -> Result<Arc<dyn
     match source {
         FbSource::Real(path) => Ok(Arc::new(RealFramebuffer::new(path).map_err(failed)?)),
         FbSource::Own(own) => {
-            let output = own.card.as_deref().map(kms::open).transpose()?;
+            let output = own
+                .card
+                .as_deref()
+                .map(|card| kms::open(card, own.connector.as_deref()))
+                .transpose()?;
             let screen = Screen::new(wishes(own), output).map_err(failed)?;
             if let Some((key, memory)) = screen.memory() {
                 // A camera's buffer may be the screen.

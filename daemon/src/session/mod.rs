@@ -43,13 +43,13 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::backend::v4l2::RealNode;
 use crate::backend::{Readiness, Served, Wanted, Watch};
 use crate::client::{BlockedThread, CallShape, Clients, FileFlags, is_admin};
+use crate::tickets::Tickets;
 
 use dequeue::Dequeuer;
 use events::EventQueue;
 use poll::PollWait;
 use queues::{QueueState, Queues};
 use read::FrameReader;
-use shim::Exported;
 use write::FrameWriter;
 
 pub use device::{Device, DeviceOptions};
@@ -116,7 +116,7 @@ pub struct Session {
     opened_nonblocking: bool,
     /// O_ACCMODE of the open.
     access_mode: libc::c_int,
-    exported: Exported,
+    exported: Tickets,
 }
 
 impl Session {
@@ -146,7 +146,7 @@ impl Session {
             flags: Mutex::default(),
             opened_nonblocking: flags & libc::O_NONBLOCK != 0,
             access_mode: flags & libc::O_ACCMODE,
-            exported: Exported::default(),
+            exported: Tickets::default(),
         });
         let watch = Watch::start(device.runtime(), descriptor, Waiting(Arc::downgrade(&session)));
         *session.watch.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);

@@ -1,9 +1,8 @@
 //! What a session does for the client shim: memory to map, and exported buffers to fetch.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::v4l2::{PlanarBuffer, V4l2ExportBuffer, buf_type};
@@ -13,41 +12,6 @@ use vidcompat_proto::queue::Help;
 use super::Session;
 use crate::backend::v4l2::RealNode;
 use crate::resolve::{Export, Exports};
-
-/// Exported buffers that wait to be fetched: each EXPBUF is followed by its fetch, one for each thread that calls.
-const MOST_WAITING: usize = 32;
-
-/// What EXPBUF has left for the shim.
-#[derive(Debug, Default)]
-pub(super) struct Exported(Mutex<Tickets>);
-
-#[derive(Debug, Default)]
-struct Tickets {
-    last: u32,
-    waiting: VecDeque<(u32, OwnedFd, bool)>,
-}
-
-impl Exported {
-    /// Keeps `fd`; the oldest goes where too many have not been fetched.
-    fn keep(&self, fd: OwnedFd, close_on_exec: bool) -> i32 {
-        let mut tickets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // As a number that an fd could have.
-        tickets.last = (tickets.last + 1) & 0x7fff_ffff;
-        let ticket = tickets.last;
-        tickets.waiting.push_back((ticket, fd, close_on_exec));
-        if tickets.waiting.len() > MOST_WAITING {
-            tickets.waiting.pop_front();
-        }
-        ticket.cast_signed()
-    }
-
-    fn take(&self, ticket: u32) -> Option<(OwnedFd, bool)> {
-        let mut tickets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = tickets.waiting.iter().position(|(known, ..)| *known == ticket)?;
-        let (_, fd, close_on_exec) = tickets.waiting.remove(at)?;
-        Some((fd, close_on_exec))
-    }
-}
 
 /// mmap's `prot` and `flags`.
 #[derive(Clone, Copy, Debug)]

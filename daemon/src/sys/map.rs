@@ -1,8 +1,9 @@
 //! A shared mapping of memory that others, devices among them, use at the same time.
 
+use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 
 use nix::libc::c_void;
@@ -70,6 +71,33 @@ impl Mapping {
         }
         // SAFETY: the range is this mapping, alive while it is borrowed; the call changes no byte and unmaps nothing.
         unsafe { nix::sys::mman::madvise(self.start, self.len.get(), MmapAdvise::MADV_POPULATE_WRITE) }?;
+        Ok(())
+    }
+
+    /// Fills it with zeros, and so finds out whether it can be written.
+    ///
+    /// # Errors
+    /// `EFAULT`: a page cannot be written, or is no more.
+    pub fn clear(&self) -> io::Result<()> {
+        if !self.writable {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let zero = File::open("/dev/zero")?;
+        let mut done = 0;
+        while done < self.size() {
+            let at = self.host_ptr().wrapping_byte_add(done);
+            // SAFETY: the range is the rest of this mapping, alive while it is borrowed. The kernel writes to it, and says
+            // EFAULT where that cannot be done; no Rust reference to the bytes exists.
+            let read = unsafe { nix::libc::read(zero.as_raw_fd(), at, self.size() - done) };
+            match usize::try_from(read) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => done += read,
+                Err(_) => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    error => return Err(error),
+                },
+            }
+        }
         Ok(())
     }
 

@@ -148,6 +148,18 @@ pub struct Con2FbMap {
     pub framebuffer: u32,
 }
 
+/// `struct fb_cmap`: where a program has a stretch of the colour map.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Cmap {
+    /// The first entry.
+    pub start: u32,
+    /// Entries of each array, 16 bits each.
+    pub len: u32,
+    /// Where the arrays are: red, green, blue, transp, of which the last may be 0.
+    pub arrays: [u64; 4],
+}
+
 /// What `struct fb_cmap` and the arrays that it points to say: a stretch of the colour map.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ColorMap {
@@ -169,3 +181,4 @@ pub const BLANK_POWERDOWN: u32 = 4;
 const _: () = assert!(size_of::<VarScreenInfo>() == 160);
 const _: () = assert!(size_of::<FixScreenInfo>() == 80);
 const _: () = assert!(size_of::<Vblank>() == 32);
+const _: () = assert!(size_of::<Cmap>() == 40);

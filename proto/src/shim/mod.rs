@@ -39,6 +39,33 @@ pub const fn meant(command: Command) -> Option<Command> {
     }
 }
 
+/// The `FBIO*` that the shim means by `command`, if it is one of the shim's.
+#[must_use]
+pub const fn meant_of_framebuffer(command: Command) -> Option<Command> {
+    if command.magic() == LETTER {
+        Some(Command((command.0 & !0xff00) | ((b'F' as u32) << 8)))
+    } else {
+        None
+    }
+}
+
+/// lseek(2) on a framebuffer of ours, which CUSE does not tell of: a [`Seek`], given and got back. Its number is none of
+/// fbdev's.
+#[allow(clippy::cast_possible_truncation)] // 16
+pub const SEEK: Command = Command::new(Direction::ReadWrite, LETTER, 0xf1, size_of::<Seek>() as u16);
+
+/// The same layout for 32- and 64-bit clients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Seek {
+    /// lseek's; comes back as the new position.
+    pub offset: i64,
+    /// `SEEK_*`
+    pub whence: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
 /// Asks for a [`Hello`]. Its number is none of V4L2's.
 #[allow(clippy::cast_possible_truncation)] // 132
 pub const HELLO: Command = Command::new(Direction::Read, LETTER, 0xf0, size_of::<Hello>() as u16);
@@ -74,7 +101,7 @@ pub const fn is_ours(major: u32, minor: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{HELLO, is_ours, meant, spoken};
+    use super::{HELLO, SEEK, is_ours, meant, meant_of_framebuffer, spoken};
     use crate::ioc::{Command, Direction};
 
     #[test]
@@ -84,6 +111,14 @@ mod tests {
         assert_eq!(meant(spoken(qbuf)), Some(qbuf));
         assert_eq!(meant(qbuf), None);
         assert_eq!(HELLO.size(), 132);
+    }
+
+    #[test]
+    fn the_shims_export_is_one_of_a_framebuffer() {
+        let export = Command(0x8008_4621);
+        assert_eq!(meant_of_framebuffer(spoken(export)), Some(export));
+        assert_eq!(meant_of_framebuffer(export), None);
+        assert_eq!(SEEK.size(), 16);
     }
 
     #[test]

@@ -13,15 +13,15 @@ use vidcompat_proto::shim::Token;
 const USERS: usize = 16;
 
 /// One token for each session and user who has asked on its file: whoever is passed the file asks anew.
-pub struct Tokens<S>(Mutex<Table<S>>);
+pub struct Tokens<S: ?Sized>(Mutex<Table<S>>);
 
-struct Table<S> {
+struct Table<S: ?Sized> {
     by_token: HashMap<Token, (Weak<S>, u32)>,
     /// By the session's address, which stays its own as long as we hold a reference, be it a weak one.
     of_session: HashMap<usize, Vec<(u32, Token)>>,
 }
 
-impl<S> Default for Tokens<S> {
+impl<S: ?Sized> Default for Tokens<S> {
     fn default() -> Self {
         Self(Mutex::new(Table {
             by_token: HashMap::new(),
@@ -30,7 +30,7 @@ impl<S> Default for Tokens<S> {
     }
 }
 
-impl<S> Tokens<S> {
+impl<S: ?Sized> Tokens<S> {
     fn table(&self) -> std::sync::MutexGuard<'_, Table<S>> {
         // Changed by calls that cannot panic in between.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -73,8 +73,8 @@ impl<S> Tokens<S> {
     }
 }
 
-fn address<S>(session: &Arc<S>) -> usize {
-    Arc::as_ptr(session).addr()
+fn address<S: ?Sized>(session: &Arc<S>) -> usize {
+    Arc::as_ptr(session).cast::<()>().addr()
 }
 
 #[cfg(test)]

@@ -1,0 +1,228 @@
+//! What a screen is at this moment: where its open files, the presenter and `resolve` meet.
+
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use vidcompat_proto::Errno;
+use vidcompat_proto::screen::{Rules, View};
+
+use super::convert::{Converter, SHOWN, Source};
+use super::memory::Memory;
+use crate::backend::framebuffer::{Picture, ScreenMemory};
+use crate::backend::output::Vsync;
+use crate::sys::CpuUse;
+
+/// See the module.
+pub(super) struct Desk {
+    memory: Memory,
+    vsync: Arc<dyn Vsync>,
+    /// Is there an output, and so a presenter?
+    presented: bool,
+    state: Mutex<State>,
+    wake: Condvar,
+    settled: Condvar,
+}
+
+/// What changes.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) rules: Rules,
+    /// Open files of the node.
+    pub(super) files: usize,
+    /// Of those, how many have mapped a copy that follows the memory.
+    pub(super) mirrors: usize,
+    /// A program has drawn, or said what is to be shown: the screen is to be ours.
+    pub(super) wanted: bool,
+    /// Counts what programs say of what is to be shown.
+    pub(super) said: u64,
+    /// Up to where the presenter has followed.
+    pub(super) done: u64,
+    /// The memory was changed, as far as anybody has told.
+    pub(super) touched: bool,
+    pub(super) stop: bool,
+}
+
+impl Desk {
+    pub(super) fn new(memory: Memory, rules: Rules, vsync: Arc<dyn Vsync>, presented: bool) -> Self {
+        Self {
+            memory,
+            vsync,
+            presented,
+            state: Mutex::new(State {
+                rules,
+                files: 0,
+                mirrors: 0,
+                wanted: false,
+                said: 0,
+                done: 0,
+                touched: false,
+                stop: false,
+            }),
+            wake: Condvar::new(),
+            settled: Condvar::new(),
+        }
+    }
+
+    pub(super) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    pub(super) fn vsync(&self) -> &dyn Vsync {
+        &*self.vsync
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes of the memory were changed.
+    pub(super) fn touch(&self) {
+        if self.presented {
+            let mut state = self.state();
+            state.wanted = true;
+            state.touched = true;
+            self.wake.notify_all();
+        }
+    }
+
+    /// A file has come or gone.
+    pub(super) fn count(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.wake.notify_all();
+    }
+
+    /// A program says what is to be shown. If `act` says that it was, this waits until it is to be seen, or nobody can see
+    /// it, or `most` is over: a program may draw over what was shown before.
+    pub(super) fn say<T>(
+        &self,
+        most: Duration,
+        act: impl FnOnce(&mut State) -> Result<(T, bool), Errno>,
+    ) -> Result<T, Errno> {
+        let mut state = self.state();
+        let (answer, said) = act(&mut state)?;
+        if !said || !self.presented || !state.wanted {
+            return Ok(answer);
+        }
+        state.said += 1;
+        let said = state.said;
+        self.wake.notify_all();
+        let until = Instant::now() + most;
+        while state.done < said && !state.stop {
+            let Some(left) = until.checked_duration_since(Instant::now()) else {
+                break;
+            };
+            let waited = self.settled.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(answer)
+    }
+
+    /// The presenter waits until there is something to do, at most until `deadline`, but does nothing before `earliest`
+    /// about memory that was changed.
+    pub(super) fn wait(&self, earliest: Instant, deadline: Option<Instant>) -> MutexGuard<'_, State> {
+        let mut state = self.state();
+        loop {
+            let now = Instant::now();
+            if state.stop || state.said != state.done {
+                return state;
+            }
+            let until = match (state.touched, deadline) {
+                (true, Some(deadline)) => Some(earliest.min(deadline)),
+                (true, None) => Some(earliest),
+                (false, deadline) => deadline,
+            };
+            let Some(until) = until else {
+                state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let Some(left) = until.checked_duration_since(now).filter(|left| !left.is_zero()) else {
+                return state;
+            };
+            let waited = self.wake.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The presenter has followed up to `said`.
+    pub(super) fn settle(&self, said: u64) {
+        self.state().done = said;
+        self.settled.notify_all();
+    }
+
+    /// The presenter is to end.
+    pub(super) fn stop(&self) {
+        self.state().stop = true;
+        self.wake.notify_all();
+        self.settled.notify_all();
+    }
+
+    /// What is to be seen, in the program's own size; black where that is blanked.
+    pub(super) fn picture(&self) -> Picture {
+        let (view, palette, blank) = {
+            let state = self.state();
+            (state.rules.view(), state.rules.palette(), state.rules.blank())
+        };
+        let (width, height) = (bytes(view.width), bytes(view.height));
+        let mut rgb = vec![0; width * height * 3];
+        if blank == 0 {
+            let mut shown = vec![0; width * height * SHOWN];
+            let packed = self.visible(&view);
+            let source = Source {
+                format: view.format,
+                palette: &palette,
+                width: view.width,
+                bytes: &packed,
+            };
+            Converter::default().draw(&source, 1, &mut shown, width * SHOWN);
+            for (from, to) in shown.chunks_exact(SHOWN).zip(rgb.chunks_exact_mut(3)) {
+                to.copy_from_slice(&[from[2], from[1], from[0]]);
+            }
+        }
+        Picture {
+            width: view.width,
+            height: view.height,
+            rgb,
+        }
+    }
+
+    /// The bytes of what is shown, without gaps.
+    fn visible(&self, view: &View) -> Vec<u8> {
+        let line = bytes(view.line_bytes());
+        let mut packed = vec![0; line * bytes(view.height)];
+        self.memory.start(CpuUse::Read);
+        for (at, to) in (0..view.height).zip(packed.chunks_exact_mut(line)) {
+            self.memory.bytes().read(start(view, at), to);
+        }
+        self.memory.end(CpuUse::Read);
+        packed
+    }
+}
+
+/// Where line `line` of what is shown begins.
+pub(super) fn start(view: &View, line: u32) -> usize {
+    usize::try_from(view.line_start(line)).unwrap_or(usize::MAX)
+}
+
+pub(super) fn bytes(count: u32) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}
+
+impl ScreenMemory for Desk {
+    fn dma_buf(&self) -> Option<Arc<OwnedFd>> {
+        self.memory.dma_buf()
+    }
+
+    fn changed(&self, _bytes: Range<u64>) {
+        self.touch();
+    }
+}
+
+impl std::fmt::Debug for Desk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Desk")
+            .field("memory", &self.memory)
+            .finish_non_exhaustive()
+    }
+}

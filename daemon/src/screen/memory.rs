@@ -1,0 +1,328 @@
+//! The memory of a screen: one object for its whole life, so that what programs have mapped survives every change of mode.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{MemfdFlags, Mode, SealFlags};
+use vidcompat_proto::Errno;
+
+use crate::backend::output::Direct;
+use crate::sys::{
+    CpuUse, LeasedFile, SteadyMemory, field, own_fdinfo, page_size, sync_end, sync_start, udmabuf,
+};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Memory {
+    bytes: SteadyMemory,
+    kind: Kind,
+    /// `st_dev` and `st_ino` of what programs map.
+    inode: (u64, u64),
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// A memfd, which is shown by conversion.
+    Shadow {
+        file: LeasedFile<File>,
+        /// Of the same pages, for devices. A program that may write can punch a hole into the memfd, after which the
+        /// dma-buf still has the old pages: what devices write is then seen by nobody. It harms that picture only, and the
+        /// one seal against it (F_SEAL_WRITE) would keep programs from drawing.
+        dma_buf: Option<Arc<OwnedFd>>,
+    },
+    /// What hardware shows.
+    Direct {
+        dma_buf: Arc<OwnedFd>,
+        /// fdinfo's count with nobody but us and the card.
+        count: u64,
+        mirror: Mutex<Option<Mirror>>,
+    },
+}
+
+/// A copy for programs that may only read: a dma-buf has one struct file, which is writable, and cannot be opened again.
+#[derive(Debug)]
+struct Mirror {
+    file: File,
+    bytes: SteadyMemory,
+}
+
+/// What a program maps, and whether that has to be kept like the memory by [`Memory::refresh_mirror`].
+pub(super) struct Lent {
+    pub(super) fd: OwnedFd,
+    pub(super) mirrors: bool,
+}
+
+impl Memory {
+    /// `len` bytes of zeros, which only conversion can show.
+    pub(super) fn shadow(len: u32) -> io::Result<Self> {
+        let (file, bytes) = sealed(c"vidcompat-screen", len)?;
+        let stat = rustix::fs::fstat(&file)?;
+        let made = File::open("/dev/udmabuf").and_then(|device| udmabuf(device, &file, 0, u64::from(len)));
+        let dma_buf = match made {
+            Ok(fd) => Some(Arc::new(fd)),
+            Err(error) => {
+                tracing::debug!(%error, "a screen's memory cannot be had as a dma-buf");
+                None
+            }
+        };
+        Ok(Self {
+            bytes,
+            kind: Kind::Shadow {
+                // The file that memfd_create has made is not counted among the writers; this one is.
+                file: LeasedFile::new(open_again(&file, libc::O_RDWR)?)?,
+                dma_buf,
+            },
+            inode: (stat.st_dev, stat.st_ino),
+        })
+    }
+
+    /// The memory that an output shows as it is.
+    pub(super) fn direct(direct: &Direct) -> io::Result<Self> {
+        let len = usize::try_from(direct.size).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let dma_buf = Arc::clone(&direct.dma_buf);
+        let bytes = SteadyMemory::map(&*dma_buf, len)?;
+        let stat = rustix::fs::fstat(&*dma_buf)?;
+        Ok(Self {
+            bytes,
+            kind: Kind::Direct {
+                count: count(&dma_buf)?,
+                dma_buf,
+                mirror: Mutex::new(None),
+            },
+            inode: (stat.st_dev, stat.st_ino),
+        })
+    }
+
+    pub(super) fn inode(&self) -> (u64, u64) {
+        self.inode
+    }
+
+    pub(super) fn bytes(&self) -> &SteadyMemory {
+        &self.bytes
+    }
+
+    pub(super) fn dma_buf(&self) -> Option<Arc<OwnedFd>> {
+        match &self.kind {
+            Kind::Shadow { dma_buf, .. } => dma_buf.clone(),
+            Kind::Direct { dma_buf, .. } => Some(Arc::clone(dma_buf)),
+        }
+    }
+
+    /// What a device has written is what the CPU reads from now on, and the other way round.
+    pub(super) fn sync(&self, cpu: CpuUse) {
+        if let Some(dma_buf) = self.dma_buf() {
+            crate::memory::sync(dma_buf.as_fd(), cpu);
+        }
+    }
+
+    /// What a program maps that has the node open with `access` (`O_ACCMODE`) and asks for these `PROT_*` and `MAP_*`.
+    ///
+    /// It gets a file of its own that can do what the node's could. Of direct memory there is only one file: who has the
+    /// node open for reading only gets a copy, which follows the memory as long as the node is open, and a private mapping,
+    /// which dma-bufs refuse, is one of a copy made now: whether it would show later changes is left open by mmap(2).
+    ///
+    /// # Errors
+    /// `EACCES`: the node is not open for that. What making a file says.
+    pub(super) fn lend(&self, access: libc::c_int, prot: u32, flags: u32) -> Result<Lent, Errno> {
+        let lent = |fd: OwnedFd| Lent { fd, mirrors: false };
+        match &self.kind {
+            Kind::Shadow { file, .. } => open_again(file.file(), access).map(OwnedFd::from).map(lent),
+            Kind::Direct { dma_buf, mirror, .. } => {
+                let shared = flags & MAP_TYPE != libc::MAP_PRIVATE.cast_unsigned();
+                if !shared {
+                    self.copy()
+                        .and_then(|copy| open_again(&copy.file, access))
+                        .map(OwnedFd::from)
+                        .map(lent)
+                } else if access == libc::O_RDWR {
+                    dma_buf.try_clone().map(lent)
+                } else if access == libc::O_WRONLY || prot & libc::PROT_WRITE.cast_unsigned() != 0 {
+                    return Err(Errno::EACCES);
+                } else {
+                    self.mirrored(mirror).map(|fd| Lent { fd, mirrors: true })
+                }
+            }
+        }
+        .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+    }
+
+    /// May anybody but us write to it, so that it has to be watched?
+    pub(super) fn others_may_write(&self) -> bool {
+        match &self.kind {
+            Kind::Shadow { file, .. } => file.others_may_write(),
+            Kind::Direct {
+                dma_buf, count: ours, ..
+            } => count(dma_buf).map_or(true, |count| count > *ours),
+        }
+    }
+
+    fn mirrored(&self, mirror: &Mutex<Option<Mirror>>) -> io::Result<OwnedFd> {
+        let mut mirror = mirror.lock().unwrap_or_else(PoisonError::into_inner);
+        if mirror.is_none() {
+            *mirror = Some(self.copy()?);
+        }
+        let made = mirror
+            .as_ref()
+            .map(|mirror| open_again(&mirror.file, libc::O_RDONLY));
+        Ok(made.ok_or(io::ErrorKind::NotFound)??.into())
+    }
+
+    fn copy(&self) -> io::Result<Mirror> {
+        let len = u32::try_from(self.bytes.size()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let (file, bytes) = sealed(c"vidcompat-screen-copy", len)?;
+        let mirror = Mirror { file, bytes };
+        self.refresh(&mirror);
+        Ok(mirror)
+    }
+
+    /// Brings the copy that readers of direct memory have up to date; `keep` false: nobody needs it any more.
+    pub(super) fn refresh_mirror(&self, keep: bool) {
+        let Kind::Direct { mirror, .. } = &self.kind else {
+            return;
+        };
+        let mut mirror = mirror.lock().unwrap_or_else(PoisonError::into_inner);
+        if keep {
+            if let Some(mirror) = mirror.as_ref() {
+                self.refresh(mirror);
+            }
+        } else {
+            *mirror = None;
+        }
+    }
+
+    fn refresh(&self, mirror: &Mirror) {
+        let mut piece = vec![0; 64 << 10];
+        let mut at = 0;
+        self.start(CpuUse::Read);
+        loop {
+            let len = self.bytes.read(at, &mut piece);
+            if len == 0 {
+                break;
+            }
+            if mirror.bytes.differs(at, &piece[..len]) {
+                mirror.bytes.write(at, &piece[..len]);
+            }
+            at += len;
+        }
+        self.end(CpuUse::Read);
+    }
+
+    /// The CPU is going to use the bytes; [`Memory::end`] afterwards. Costs nothing where no device has the memory.
+    pub(super) fn start(&self, cpu: CpuUse) {
+        if let Kind::Direct { dma_buf, .. } = &self.kind
+            && let Err(error) = sync_start(&**dma_buf, cpu)
+        {
+            tracing::debug!(%error, "a screen's memory cannot be synced");
+        }
+    }
+
+    pub(super) fn end(&self, cpu: CpuUse) {
+        if let Kind::Direct { dma_buf, .. } = &self.kind
+            && let Err(error) = sync_end(&**dma_buf, cpu)
+        {
+            tracing::debug!(%error, "a screen's memory cannot be synced");
+        }
+    }
+}
+
+/// Of mmap's flags, what kind of mapping it is: shared, private, or shared with flags checked.
+const MAP_TYPE: u32 = 0xf;
+
+/// A memfd that has its length for ever, whose pages are there, and which only root can open anew.
+fn sealed(name: &std::ffi::CStr, len: u32) -> io::Result<(File, SteadyMemory)> {
+    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    // Who has a file for reading could otherwise open another for writing, through /proc/self/fd.
+    rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR)?;
+    rustix::fs::fallocate(&fd, rustix::fs::FallocateFlags::empty(), 0, u64::from(len))?;
+    // SEAL: a program must not seal it against our writing, or a device's.
+    rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let bytes = SteadyMemory::map(&fd, len)?;
+    Ok((File::from(fd), bytes))
+}
+
+/// A file of its own of the same object, which can do no more than `access` says.
+fn open_again(file: &File, access: libc::c_int) -> io::Result<File> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let mut options = OpenOptions::new();
+    match access {
+        libc::O_WRONLY => options.write(true),
+        libc::O_RDWR => options.read(true).write(true),
+        _ => options.read(true),
+    };
+    options.custom_flags(libc::O_CLOEXEC).open(path)
+}
+
+/// How many hold a dma-buf: files, mappings and devices.
+fn count(dma_buf: &OwnedFd) -> io::Result<u64> {
+    let fdinfo = own_fdinfo(dma_buf)?;
+    let count = field(&fdinfo, "count").and_then(|count| count.parse().ok());
+    count.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// As many bytes as are needed and whole pages, at most what a framebuffer can say.
+pub(super) fn whole_pages(len: u64) -> io::Result<u32> {
+    let page = page_size()? as u64;
+    u32::try_from(len.next_multiple_of(page)).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Memory;
+    use crate::sys::{CpuUse, Mapping};
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+
+    const SHARED: u32 = libc::MAP_SHARED as u32;
+    const WRITE: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
+
+    #[test]
+    fn a_program_gets_a_file_that_can_do_what_the_nodes_could() {
+        let memory = Memory::shadow(8192).expect("memory");
+        for (access, reads, writes) in [
+            (libc::O_RDONLY, true, false),
+            (libc::O_WRONLY, false, false),
+            (libc::O_RDWR, true, true),
+        ] {
+            let lent = memory.lend(access, WRITE, SHARED).expect("a file");
+            assert!(!lent.mirrors);
+            let flags = rustix::fs::fcntl_getfl(&lent.fd)
+                .expect("flags")
+                .bits()
+                .cast_signed();
+            assert_eq!(flags & libc::O_ACCMODE, access);
+            assert_eq!(Mapping::shared(&lent.fd, 0, 8192, CpuUse::Read).is_ok(), reads);
+            assert_eq!(Mapping::shared(&lent.fd, 0, 8192, CpuUse::Write).is_ok(), writes);
+            assert!(File::from(lent.fd).set_len(4096).is_err());
+        }
+    }
+
+    #[test]
+    fn what_a_program_has_mapped_is_watched_until_it_is_gone() {
+        let memory = Memory::shadow(8192).expect("memory");
+        assert!(!memory.others_may_write());
+        let reader = memory.lend(libc::O_RDONLY, 1, SHARED).expect("a file");
+        let writer = memory.lend(libc::O_RDWR, WRITE, SHARED).expect("a file");
+        let mapping = Mapping::shared(&writer.fd, 0, 8192, CpuUse::Write).expect("mapped");
+        drop(writer);
+        assert!(memory.others_may_write());
+        drop(mapping);
+        drop(reader);
+        assert!(!memory.others_may_write());
+    }
+
+    #[test]
+    fn the_files_are_of_the_inode_that_is_said_and_cannot_be_sealed_further() {
+        let memory = Memory::shadow(4096).expect("memory");
+        let lent = memory.lend(libc::O_RDWR, WRITE, SHARED).expect("a file");
+        let stat = rustix::fs::fstat(&lent.fd).expect("stat");
+        assert_eq!((stat.st_dev, stat.st_ino), memory.inode());
+        assert_eq!(stat.st_mode & 0o777, 0o600);
+        let seal = rustix::fs::fcntl_add_seals(&lent.fd, rustix::fs::SealFlags::FUTURE_WRITE);
+        assert_eq!(seal, Err(rustix::io::Errno::PERM));
+        assert!(std::fs::read_link(format!("/proc/self/fd/{}", lent.fd.as_raw_fd())).is_ok());
+    }
+}
