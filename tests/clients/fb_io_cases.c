@@ -200,8 +200,9 @@ static void writes(void)
 	say("pwrite at 2^62: %s", outcome(pwrite(fb, buffer, 100, 1LL << 62)));
 #endif
 	say("pwrite before the start: %s", outcome(pwrite(fb, buffer, 100, -1)));
-	say("write from nowhere: %s", outcome(write(fb, nowhere, 100)));
 	say_contents("contents");
+	/* Some drivers leave zeroes then, and some leave what was there. */
+	say("write from nowhere: %s", outcome(write(fb, nowhere, 100)));
 	close(fb);
 	to_the_end(100000);
 	to_the_end(4096);
