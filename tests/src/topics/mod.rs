@@ -14,6 +14,7 @@ mod edid;
 mod errnos;
 mod fallback;
 mod faults;
+mod fb_ioctls;
 mod fb_programs;
 mod fb_scene;
 mod imports;
@@ -106,6 +107,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             over_time::TESTS,
             pinning::TESTS,
             attacks::TESTS,
+            fb_ioctls::VESA,
             kernel_log::TESTS,
         ],
         Set::Shim => &[
@@ -119,7 +121,13 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             run::TESTS,
             kernel_log::TESTS,
         ],
-        Set::Screens => &[fb_programs::TESTS, fb_scene::TESTS, kernel_log::TESTS],
+        Set::Screens => &[
+            fb_ioctls::TESTS,
+            fb_programs::TESTS,
+            fb_scene::TESTS,
+            kernel_log::TESTS,
+        ],
+        
         Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],
     };
     let mut tests = topics.concat();
