@@ -33,6 +33,8 @@ pub(super) struct State {
     pub(super) files: usize,
     /// Of those, how many have mapped a copy that follows the memory.
     pub(super) mirrors: usize,
+    /// Of those, how many have mapped the memory where that cannot be asked of the kernel.
+    pub(super) lent: usize,
     /// A program has drawn, or said what is to be shown: the screen is to be ours.
     pub(super) wanted: bool,
     /// Counts what programs say of what is to be shown.
@@ -42,6 +44,34 @@ pub(super) struct State {
     /// The memory was changed, as far as anybody has told.
     pub(super) touched: bool,
     pub(super) stop: bool,
+}
+
+/// What a presenter has to know to show a screen once.
+pub(super) struct Turn {
+    pub(super) view: View,
+    pub(super) palette: [u32; 256],
+    pub(super) blank: u32,
+    pub(super) files: usize,
+    pub(super) mirrors: usize,
+    pub(super) lent: usize,
+    pub(super) wanted: bool,
+    pub(super) said: u64,
+}
+
+impl State {
+    pub(super) fn turn(&mut self) -> Turn {
+        self.touched = false;
+        Turn {
+            view: self.rules.view(),
+            palette: self.rules.palette(),
+            blank: self.rules.blank(),
+            files: self.files,
+            mirrors: self.mirrors,
+            lent: self.lent,
+            wanted: self.wanted,
+            said: self.said,
+        }
+    }
 }
 
 impl Desk {
@@ -54,6 +84,7 @@ impl Desk {
                 rules,
                 files: 0,
                 mirrors: 0,
+                lent: 0,
                 wanted: false,
                 said: 0,
                 done: 0,
@@ -87,9 +118,11 @@ impl Desk {
         }
     }
 
-    /// A file has come or gone.
+    /// A file has come or gone, or has mapped something.
     pub(super) fn count(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state());
+        let mut state = self.state();
+        change(&mut state);
+        state.touched = true;
         self.wake.notify_all();
     }
 
@@ -120,13 +153,15 @@ impl Desk {
     }
 
     /// The presenter waits until there is something to do, at most until `deadline`, but does nothing before `earliest`
-    /// about memory that was changed.
-    pub(super) fn wait(&self, earliest: Instant, deadline: Option<Instant>) -> MutexGuard<'_, State> {
+    /// about memory that was changed. `None`: it is to end.
+    pub(super) fn wait(&self, earliest: Instant, deadline: Option<Instant>) -> Option<Turn> {
         let mut state = self.state();
         loop {
-            let now = Instant::now();
-            if state.stop || state.said != state.done {
-                return state;
+            if state.stop {
+                return None;
+            }
+            if state.said != state.done {
+                return Some(state.turn());
             }
             let until = match (state.touched, deadline) {
                 (true, Some(deadline)) => Some(earliest.min(deadline)),
@@ -137,11 +172,22 @@ impl Desk {
                 state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
-            let Some(left) = until.checked_duration_since(now).filter(|left| !left.is_zero()) else {
-                return state;
-            };
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Some(state.turn());
+            }
             let waited = self.wake.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Nobody is left: the next program finds a screen that is on.
+    pub(super) fn left(&self) {
+        let mut state = self.state();
+        if state.files == 0 {
+            state.wanted = false;
+            // Never refused.
+            let _ = state.rules.fbioblank(0);
         }
     }
 
@@ -215,6 +261,7 @@ impl ScreenMemory for Desk {
     }
 
     fn changed(&self, _bytes: Range<u64>) {
+        self.memory.device_wrote();
         self.touch();
     }
 }

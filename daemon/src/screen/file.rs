@@ -10,8 +10,9 @@ use vidcompat_proto::abi::fb::{ColorMap, Con2FbMap, FixScreenInfo, VarScreenInfo
 use vidcompat_proto::screen::Put;
 
 use super::desk::Desk;
+use super::memory::By;
 use crate::backend::framebuffer::FramebufferFile;
-use crate::sys::CpuUse;
+use crate::sys::{CpuUse, page_size};
 
 /// How long a mode may take to be seen, before a program goes on without.
 const MODE_SET: Duration = Duration::from_secs(2);
@@ -27,6 +28,8 @@ pub(super) struct ScreenFile {
     access: libc::c_int,
     /// Has it mapped a copy that follows the memory?
     mirrors: AtomicBool,
+    /// Has it mapped the memory by its only file, or been given that?
+    lent: AtomicBool,
 }
 
 impl ScreenFile {
@@ -36,6 +39,13 @@ impl ScreenFile {
             desk: Arc::clone(desk),
             access: flags & libc::O_ACCMODE,
             mirrors: AtomicBool::new(false),
+            lent: AtomicBool::new(false),
+        }
+    }
+
+    fn lent(&self) {
+        if !self.lent.swap(true, Ordering::Relaxed) {
+            self.desk.count(|state| state.lent += 1);
         }
     }
 
@@ -46,12 +56,14 @@ impl ScreenFile {
 
 impl Drop for ScreenFile {
     fn drop(&mut self) {
-        let mirrors = self.mirrors.load(Ordering::Relaxed);
+        let (mirrors, lent) = (
+            self.mirrors.load(Ordering::Relaxed),
+            self.lent.load(Ordering::Relaxed),
+        );
         self.desk.count(|state| {
             state.files -= 1;
-            if mirrors {
-                state.mirrors -= 1;
-            }
+            state.mirrors -= usize::from(mirrors);
+            state.lent -= usize::from(lent);
         });
     }
 }
@@ -159,18 +171,23 @@ impl FramebufferFile for ScreenFile {
     fn map(&self, offset: u64, length: u64, prot: u32, flags: u32) -> Result<(OwnedFd, u64), Errno> {
         // Beyond the memory there is nothing; drivers say so here (vm_iomap_memory, remap_vmalloc_range), and a memfd would
         // at the first touch.
+        let page = page_size().map_err(|_| Errno::EINVAL)? as u64;
         let end = length
-            .checked_next_multiple_of(4096)
+            .checked_next_multiple_of(page)
             .and_then(|length| offset.checked_add(length));
-        if end.is_none_or(|end| end > self.size()) {
+        if end.is_none_or(|end| end > self.size().next_multiple_of(page)) {
             return Err(Errno::EINVAL);
         }
         let lent = self.desk.memory().lend(self.access, prot, flags)?;
-        if lent.mirrors && !self.mirrors.swap(true, Ordering::Relaxed) {
-            self.desk.count(|state| state.mirrors += 1);
+        match lent.by {
+            By::Mirror if !self.mirrors.swap(true, Ordering::Relaxed) => {
+                self.desk.count(|state| state.mirrors += 1);
+            }
+            By::OnlyFile => self.lent(),
+            By::File | By::Mirror | By::Copy => {}
         }
-        // A mapping that cannot be written draws nothing.
-        if prot & libc::PROT_WRITE.cast_unsigned() != 0 || self.access == libc::O_RDWR {
+        // Who maps it to read draws nothing, but may change its mind if the file allows it.
+        if self.access == libc::O_RDWR && matches!(lent.by, By::File | By::OnlyFile) {
             self.desk.touch();
         }
         Ok((lent.fd, offset))
@@ -182,6 +199,7 @@ impl FramebufferFile for ScreenFile {
             return Err(Errno::EACCES);
         }
         let dma_buf = self.desk.memory().dma_buf().ok_or(Errno::ENOTTY)?;
+        self.lent();
         let given = dma_buf.try_clone();
         given.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
     }

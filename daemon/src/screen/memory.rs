@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{MemfdFlags, Mode, SealFlags};
@@ -11,7 +12,7 @@ use vidcompat_proto::Errno;
 
 use crate::backend::output::Direct;
 use crate::sys::{
-    CpuUse, LeasedFile, SteadyMemory, field, own_fdinfo, page_size, sync_end, sync_start, udmabuf,
+    CpuUse, LeasedFile, Mapping, SteadyMemory, field, own_fdinfo, page_size, sync_end, sync_start, udmabuf,
 };
 
 /// See the module.
@@ -21,6 +22,8 @@ pub(super) struct Memory {
     kind: Kind,
     /// `st_dev` and `st_ino` of what programs map.
     inode: (u64, u64),
+    /// A device has written to it since the CPU has looked.
+    device_wrote: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -36,8 +39,8 @@ enum Kind {
     /// What hardware shows.
     Direct {
         dma_buf: Arc<OwnedFd>,
-        /// fdinfo's count with nobody but us and the card.
-        count: u64,
+        /// fdinfo's count with nobody but us and the card while that shows it.
+        count: Option<u64>,
         mirror: Mutex<Option<Mirror>>,
     },
 }
@@ -49,10 +52,23 @@ struct Mirror {
     bytes: SteadyMemory,
 }
 
-/// What a program maps, and whether that has to be kept like the memory by [`Memory::refresh_mirror`].
+/// What a program maps.
 pub(super) struct Lent {
     pub(super) fd: OwnedFd,
-    pub(super) mirrors: bool,
+    pub(super) by: By,
+}
+
+/// How the memory and what a program maps are one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    /// It is the memory, by a file of the program's own.
+    File,
+    /// It is the memory, by the only file of it.
+    OnlyFile,
+    /// A copy, which [`Memory::refresh_mirror`] keeps like the memory.
+    Mirror,
+    /// A copy as the memory is now.
+    Copy,
 }
 
 impl Memory {
@@ -76,6 +92,7 @@ impl Memory {
                 dma_buf,
             },
             inode: (stat.st_dev, stat.st_ino),
+            device_wrote: AtomicBool::new(false),
         })
     }
 
@@ -88,11 +105,12 @@ impl Memory {
         Ok(Self {
             bytes,
             kind: Kind::Direct {
-                count: count(&dma_buf)?,
+                count: count(&dma_buf).map(|count| count + OF_CARD),
                 dma_buf,
                 mirror: Mutex::new(None),
             },
             inode: (stat.st_dev, stat.st_ino),
+            device_wrote: AtomicBool::new(false),
         })
     }
 
@@ -111,13 +129,6 @@ impl Memory {
         }
     }
 
-    /// What a device has written is what the CPU reads from now on, and the other way round.
-    pub(super) fn sync(&self, cpu: CpuUse) {
-        if let Some(dma_buf) = self.dma_buf() {
-            crate::memory::sync(dma_buf.as_fd(), cpu);
-        }
-    }
-
     /// What a program maps that has the node open with `access` (`O_ACCMODE`) and asks for these `PROT_*` and `MAP_*`.
     ///
     /// It gets a file of its own that can do what the node's could. Of direct memory there is only one file: who has the
@@ -127,35 +138,36 @@ impl Memory {
     /// # Errors
     /// `EACCES`: the node is not open for that. What making a file says.
     pub(super) fn lend(&self, access: libc::c_int, prot: u32, flags: u32) -> Result<Lent, Errno> {
-        let lent = |fd: OwnedFd| Lent { fd, mirrors: false };
         match &self.kind {
-            Kind::Shadow { file, .. } => open_again(file.file(), access).map(OwnedFd::from).map(lent),
+            Kind::Shadow { file, .. } => {
+                open_again(file.file(), access).map(|file| (OwnedFd::from(file), By::File))
+            }
             Kind::Direct { dma_buf, mirror, .. } => {
                 let shared = flags & MAP_TYPE != libc::MAP_PRIVATE.cast_unsigned();
                 if !shared {
-                    self.copy()
-                        .and_then(|copy| open_again(&copy.file, access))
-                        .map(OwnedFd::from)
-                        .map(lent)
+                    let copy = self.copy().and_then(|copy| open_again(&copy.file, access));
+                    copy.map(|file| (OwnedFd::from(file), By::Copy))
                 } else if access == libc::O_RDWR {
-                    dma_buf.try_clone().map(lent)
+                    dma_buf.try_clone().map(|fd| (fd, By::OnlyFile))
                 } else if access == libc::O_WRONLY || prot & libc::PROT_WRITE.cast_unsigned() != 0 {
                     return Err(Errno::EACCES);
                 } else {
-                    self.mirrored(mirror).map(|fd| Lent { fd, mirrors: true })
+                    self.mirrored(mirror).map(|fd| (fd, By::Mirror))
                 }
             }
         }
+        .map(|(fd, by)| Lent { fd, by })
         .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
     }
 
-    /// May anybody but us write to it, so that it has to be watched?
+    /// May anybody but us write to it, so that it has to be watched? Of direct memory this is known only while it is shown, and
+    /// for what has outlived the node's file: before that, whoever has mapped it is counted.
     pub(super) fn others_may_write(&self) -> bool {
         match &self.kind {
             Kind::Shadow { file, .. } => file.others_may_write(),
             Kind::Direct {
                 dma_buf, count: ours, ..
-            } => count(dma_buf).map_or(true, |count| count > *ours),
+            } => ours.is_none() || count(dma_buf) > *ours,
         }
     }
 
@@ -210,12 +222,25 @@ impl Memory {
         self.end(CpuUse::Read);
     }
 
-    /// The CPU is going to use the bytes; [`Memory::end`] afterwards. Costs nothing where no device has the memory.
+    /// A device has written to it.
+    pub(super) fn device_wrote(&self) {
+        self.device_wrote.store(true, Ordering::Release);
+    }
+
+    /// The CPU is going to use the bytes; [`Memory::end`] afterwards. A memfd's are the CPU's own, unless a device has written.
     pub(super) fn start(&self, cpu: CpuUse) {
-        if let Kind::Direct { dma_buf, .. } = &self.kind
-            && let Err(error) = sync_start(&**dma_buf, cpu)
-        {
-            tracing::debug!(%error, "a screen's memory cannot be synced");
+        let wrote = self.device_wrote.swap(false, Ordering::AcqRel);
+        match &self.kind {
+            Kind::Shadow { dma_buf, .. } => {
+                if let Some(dma_buf) = dma_buf.as_ref().filter(|_| wrote) {
+                    crate::memory::sync(dma_buf.as_fd(), CpuUse::Read);
+                }
+            }
+            Kind::Direct { dma_buf, .. } => {
+                if let Err(error) = sync_start(&**dma_buf, cpu) {
+                    tracing::debug!(%error, "a screen's memory cannot be synced");
+                }
+            }
         }
     }
 
@@ -227,6 +252,10 @@ impl Memory {
         }
     }
 }
+
+/// How often an open card holds a dma-buf of its own memory that was given to it: for the object and for the handle
+/// (drm_gem_prime_fd_to_handle, drm_prime_add_buf_handle). While it is closed, it does not.
+const OF_CARD: u64 = 2;
 
 /// Of mmap's flags, what kind of mapping it is: shared, private, or shared with flags checked.
 const MAP_TYPE: u32 = 0xf;
@@ -240,6 +269,9 @@ fn sealed(name: &std::ffi::CStr, len: u32) -> io::Result<(File, SteadyMemory)> {
     // SEAL: a program must not seal it against our writing, or a device's.
     rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // A page that nobody has touched since fallocate is cleared when somebody first does (mm/shmem.c, `clear:` in
+    // shmem_get_folio_gfp), after a device may have written to it by way of its udmabuf.
+    Mapping::shared(&fd, 0, len, CpuUse::Write)?.populate_write()?;
     let bytes = SteadyMemory::map(&fd, len)?;
     Ok((File::from(fd), bytes))
 }
@@ -256,11 +288,10 @@ fn open_again(file: &File, access: libc::c_int) -> io::Result<File> {
     options.custom_flags(libc::O_CLOEXEC).open(path)
 }
 
-/// How many hold a dma-buf: files, mappings and devices.
-fn count(dma_buf: &OwnedFd) -> io::Result<u64> {
-    let fdinfo = own_fdinfo(dma_buf)?;
-    let count = field(&fdinfo, "count").and_then(|count| count.parse().ok());
-    count.ok_or_else(|| io::ErrorKind::InvalidData.into())
+/// How many hold a dma-buf: files, mappings and devices. `None`: this kernel does not say.
+fn count(dma_buf: &OwnedFd) -> Option<u64> {
+    let fdinfo = own_fdinfo(dma_buf).ok()?;
+    field(&fdinfo, "count")?.parse().ok()
 }
 
 /// As many bytes as are needed and whole pages, at most what a framebuffer can say.
@@ -271,7 +302,7 @@ pub(super) fn whole_pages(len: u64) -> io::Result<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::Memory;
+    use super::{By, Memory};
     use crate::sys::{CpuUse, Mapping};
     use std::fs::File;
     use std::os::fd::AsRawFd;
@@ -288,7 +319,7 @@ mod tests {
             (libc::O_RDWR, true, true),
         ] {
             let lent = memory.lend(access, WRITE, SHARED).expect("a file");
-            assert!(!lent.mirrors);
+            assert_eq!(lent.by, By::File);
             let flags = rustix::fs::fcntl_getfl(&lent.fd)
                 .expect("flags")
                 .bits()

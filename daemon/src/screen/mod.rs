@@ -3,12 +3,17 @@
 
 mod convert;
 mod desk;
+mod drawn;
 mod file;
 mod memory;
 mod paced;
+mod present;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use vidcompat_proto::Errno;
 use vidcompat_proto::screen::{Hardware, ModeTiming, Rules, ScreenMode};
@@ -16,6 +21,7 @@ use vidcompat_proto::screen::{Hardware, ModeTiming, Rules, ScreenMode};
 use self::desk::Desk;
 use self::memory::Memory;
 use self::paced::Paced;
+use self::present::Presenter;
 use crate::backend::framebuffer::{Framebuffer, FramebufferFile, Picture, ScreenMemory};
 use crate::backend::output::{Mode, Output};
 
@@ -36,38 +42,86 @@ pub struct ScreenOptions {
 #[derive(Debug)]
 pub struct Screen {
     desk: Arc<Desk>,
+    presenter: Option<JoinHandle<()>>,
 }
 
 impl Screen {
     /// A screen on `output`, or one that nobody sees. Nothing is taken from anybody before a program draws.
     ///
     /// # Errors
-    /// No memory, no thread; `InvalidInput`: the output has no room for such a picture.
+    /// No memory, no thread; `EINVAL`: the output has no room for such a picture, or there is no such depth.
     pub fn new(options: ScreenOptions, output: Option<Box<dyn Output>>) -> io::Result<Arc<Self>> {
-        let modes = match &output {
-            Some(output) => output.modes().iter().map(of_output).collect(),
-            None => vec![unseen(options.size)],
+        let Some(output) = output else {
+            let modes = vec![unseen(options.size)];
+            let memory = Memory::shadow(bytes_for(&modes)?)?;
+            let hardware = Hardware {
+                id: "vidcompat".to_owned(),
+                memory: size(&memory)?,
+                modes,
+                direct_pitch: None,
+                size_mm: None,
+            };
+            let desk = Desk::new(
+                memory,
+                rules(hardware, &options)?,
+                Arc::new(Paced::new(60_000)),
+                false,
+            );
+            return Ok(Arc::new(Self {
+                desk: Arc::new(desk),
+                presenter: None,
+            }));
         };
-        let memory = Memory::shadow(bytes_for(&modes)?)?;
-        let vsync = Arc::new(Paced::new(60_000));
-        let hardware = Hardware {
-            id: "vidcompat".to_owned(),
-            memory: u32::try_from(memory.bytes().size()).map_err(|_| io::ErrorKind::InvalidInput)?,
-            modes,
-            direct_pitch: None,
-            size_mm: None,
-        };
-        let rules = Rules::new(hardware, options.size, options.depth);
-        let rules = rules.map_err(|error| io::Error::from_raw_os_error(error.raw()))?;
+        let (desk, presenter) = Self::on(&options, output)?;
+        let thread = std::thread::Builder::new().name("screen".to_owned());
+        let thread = thread.spawn(|| presenter.run())?;
         Ok(Arc::new(Self {
-            desk: Arc::new(Desk::new(memory, rules, vsync, false)),
+            desk,
+            presenter: Some(thread),
         }))
+    }
+
+    /// A screen on `output` and who shows it there.
+    fn on(options: &ScreenOptions, mut output: Box<dyn Output>) -> io::Result<(Arc<Desk>, Presenter)> {
+        let modes: Vec<_> = output.modes().iter().map(of_output).collect();
+        let direct = if options.direct {
+            direct(&mut *output, &modes)
+        } else {
+            None
+        };
+        let (memory, direct_pitch) = match direct {
+            Some((memory, pitch)) => (memory, Some(pitch)),
+            None => (Memory::shadow(bytes_for(&modes)?)?, None),
+        };
+        let hardware = Hardware {
+            // As DRM's own emulation calls itself.
+            id: format!("{}drmfb", output.name()),
+            memory: size(&memory)?,
+            modes,
+            direct_pitch,
+            size_mm: output.size_mm(),
+        };
+        let desk = Arc::new(Desk::new(memory, rules(hardware, options)?, output.vsync(), true));
+        let presenter = Presenter::new(&desk, output, options.keep);
+        Ok((desk, presenter))
     }
 
     /// Its memory, by `st_dev` and `st_ino` of what programs map.
     pub fn memory(&self) -> Option<((u64, u64), Arc<dyn ScreenMemory>)> {
         let memory: Arc<dyn ScreenMemory> = Arc::<Desk>::clone(&self.desk);
         Some((self.desk.memory().inode(), memory))
+    }
+}
+
+/// The screen is given back before this returns.
+impl Drop for Screen {
+    fn drop(&mut self) {
+        self.desk.stop();
+        if let Some(presenter) = self.presenter.take()
+            && presenter.join().is_err()
+        {
+            tracing::error!("the thread that shows a framebuffer has failed");
+        }
     }
 }
 
@@ -78,6 +132,43 @@ impl Framebuffer for Screen {
 
     fn picture(&self) -> Result<Picture, String> {
         Ok(self.desk.picture())
+    }
+}
+
+fn rules(hardware: Hardware, options: &ScreenOptions) -> io::Result<Rules> {
+    let rules = Rules::new(hardware, options.size, options.depth);
+    rules.map_err(|error| io::Error::from_raw_os_error(error.raw()))
+}
+
+fn size(memory: &Memory) -> io::Result<u32> {
+    u32::try_from(memory.bytes().size()).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// Memory that the hardware shows as it is, with room for every mode, and for the best one twice; and its pitch. `None`: it is
+/// drawn by conversion.
+fn direct(output: &mut dyn Output, modes: &[ScreenMode]) -> Option<(Memory, u32)> {
+    let best = modes.first()?;
+    let bytes = |mode: &ScreenMode| u64::from(mode.width) * u64::from(mode.height) * 4;
+    let most = modes.iter().map(bytes).max()?;
+    let lines = most
+        .div_ceil(u64::from(best.width) * 4)
+        .max(u64::from(best.height) * 2);
+    let made = output.direct(0, u32::try_from(lines).ok()?);
+    let made = made.map_err(|error| error.to_string());
+    let made = made.and_then(|made| {
+        let memory = Memory::direct(&made).map_err(|error| error.to_string())?;
+        Ok((memory, made.pitch))
+    });
+    match made {
+        Ok(made) => Some(made),
+        Err(error) => {
+            tracing::info!(
+                output = output.name(),
+                error,
+                "what programs draw is copied: the card's own memory does not do"
+            );
+            None
+        }
     }
 }
 

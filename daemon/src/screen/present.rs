@@ -1,0 +1,243 @@
+//! The thread that shows a screen on its output.
+//!
+//! It looks at the memory when a program has said or written something, and from time to time while anybody has the memory
+//! mapped who may draw without saying so: at the refresh rate as long as something changes, and less and less often, down
+//! to what fbdev's own deferred I/O takes, while nothing does. Where the hardware shows the memory as it is and needs no
+//! telling, it looks at nothing.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vidcompat_proto::Errno;
+use vidcompat_proto::screen::View;
+
+use super::convert::Converter;
+use super::desk::{Desk, Turn};
+use super::drawn::{Drawn, Look, rect};
+use crate::backend::output::{Hidden, Output, Rect};
+
+/// Between two looks where nothing changes: as drm_fbdev_shmem.c and others have it (HZ / 20).
+const IDLE: Duration = Duration::from_millis(50);
+/// How often a hidden screen asks whether it may be seen.
+const RETRY: Duration = Duration::from_millis(300);
+/// How often a shown one, that nobody draws on, asks whether it still is.
+const WATCH: Duration = Duration::from_millis(500);
+
+/// What the output shows of ours.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    Direct { mode: usize, x: u32, y: u32 },
+    Canvas { mode: usize, x: u32, y: u32 },
+}
+
+/// See the module.
+pub(super) struct Presenter {
+    desk: Arc<Desk>,
+    output: Box<dyn Output>,
+    /// Is the picture to stay when nobody is left?
+    keep: Option<bool>,
+    shown: Option<Shown>,
+    /// The front and the back canvas; of direct memory only the first.
+    drawn: [Drawn; 2],
+    converter: Converter,
+    blank: u32,
+    tick: Duration,
+    /// When the memory was looked at last.
+    last: Instant,
+    /// What the operator was told of.
+    told: Option<Errno>,
+}
+
+impl Presenter {
+    pub(super) fn new(desk: &Arc<Desk>, output: Box<dyn Output>, keep: Option<bool>) -> Self {
+        Self {
+            desk: Arc::clone(desk),
+            output,
+            keep,
+            shown: None,
+            drawn: [Drawn::default(), Drawn::default()],
+            converter: Converter::default(),
+            blank: 0,
+            tick: IDLE,
+            last: Instant::now(),
+            told: None,
+        }
+    }
+
+    /// Until the screen is no more.
+    pub(super) fn run(mut self) {
+        let mut next = None;
+        loop {
+            let earliest = self.last + self.period();
+            let Some(turn) = self.desk.wait(earliest, next) else {
+                break;
+            };
+            next = self.step(&turn).map(|wait| Instant::now() + wait);
+            self.desk.settle(turn.said);
+        }
+    }
+
+    /// Shows what is to be seen now: when to look again, if nobody says anything.
+    pub(super) fn step(&mut self, turn: &Turn) -> Option<Duration> {
+        self.last = Instant::now();
+        let memory = Arc::clone(&self.desk);
+        memory.memory().refresh_mirror(turn.mirrors > 0);
+        let mirrors = (turn.mirrors > 0).then_some(IDLE);
+        if !turn.wanted {
+            return mirrors;
+        }
+        // Asked before the memory is looked at: what the last one draws before it goes is seen.
+        let drawn_on = turn.lent > 0 || self.desk.memory().others_may_write();
+        let presented = self.present(turn);
+        if turn.files == 0 && !drawn_on {
+            self.leave();
+            return self.shown.map(|_| WATCH);
+        }
+        let next = match presented {
+            Err(hidden) => {
+                self.hide(hidden);
+                RETRY
+            }
+            Ok(_) if !drawn_on || !self.is_watched() => WATCH,
+            Ok(changed) => {
+                self.tick = if changed {
+                    self.period()
+                } else {
+                    (self.tick * 2).min(IDLE)
+                };
+                self.tick
+            }
+        };
+        Some(mirrors.map_or(next, |mirrors| next.min(mirrors)))
+    }
+
+    /// From one refresh to the next.
+    fn period(&self) -> Duration {
+        self.desk.vsync().period().clamp(Duration::from_millis(4), IDLE)
+    }
+
+    /// Has the memory to be looked at to see what changes?
+    fn is_watched(&self) -> bool {
+        !matches!(self.shown, Some(Shown::Direct { .. })) || self.output.needs_damage()
+    }
+
+    /// Whether anything has changed.
+    fn present(&mut self, turn: &Turn) -> Result<bool, Hidden> {
+        if turn.blank != self.blank {
+            self.blank = turn.blank;
+            self.output.blank(turn.blank)?;
+        }
+        if turn.blank != 0 {
+            return Ok(false);
+        }
+        let view = &turn.view;
+        let as_it_is = view.direct && ((view.x, view.y) == (0, 0) || self.output.can_pan_direct());
+        let changed = if as_it_is {
+            self.present_direct(turn)?
+        } else {
+            self.present_canvas(turn)?
+        };
+        // Also with nothing to tell: this finds out whether we are still to be seen.
+        if self.output.needs_damage() {
+            self.output.damage(&changed)?;
+        } else {
+            self.output.damage(&[])?;
+        }
+        self.told = None;
+        Ok(!changed.is_empty())
+    }
+
+    fn present_direct(&mut self, turn: &Turn) -> Result<Vec<Rect>, Hidden> {
+        let view = &turn.view;
+        let wanted = Shown::Direct {
+            mode: view.fit.mode,
+            x: view.x,
+            y: view.y,
+        };
+        let look = Look::of(view, &turn.palette);
+        let is_new = self.shown != Some(wanted);
+        if is_new && self.output.needs_damage() {
+            // The copy first: what is drawn after it is told of at the next look.
+            self.drawn[0].forget();
+            self.drawn[0].follow(self.desk.memory(), view, &look);
+        }
+        if is_new {
+            self.output.show_direct(view.fit.mode, view.x, view.y)?;
+            self.shown = Some(wanted);
+            return Ok(Vec::new());
+        }
+        if !self.output.needs_damage() {
+            return Ok(Vec::new());
+        }
+        let changed = self.drawn[0].follow(self.desk.memory(), view, &look);
+        Ok(changed.iter().map(|lines| rect(view, lines)).collect())
+    }
+
+    fn present_canvas(&mut self, turn: &Turn) -> Result<Vec<Rect>, Hidden> {
+        let view = &turn.view;
+        let mode = view.fit.mode;
+        let wanted = Shown::Canvas {
+            mode,
+            x: view.x,
+            y: view.y,
+        };
+        match self.shown {
+            Some(shown) if shown == wanted => self.draw(turn, false),
+            Some(Shown::Canvas { mode: same, .. }) if same == mode => {
+                self.draw(turn, true)?;
+                self.output.flip(mode)?;
+                self.drawn.swap(0, 1);
+                self.shown = Some(wanted);
+                Ok(Vec::new())
+            }
+            _ => {
+                self.drawn.iter_mut().for_each(Drawn::forget);
+                self.draw(turn, false)?;
+                self.output.show_canvas(mode)?;
+                self.shown = Some(wanted);
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    fn draw(&mut self, turn: &Turn, back: bool) -> Result<Vec<Rect>, Hidden> {
+        let view: &View = &turn.view;
+        let look = Look::of(view, &turn.palette);
+        let mut canvas = self
+            .output
+            .canvas(view.fit.mode, back)
+            .map_err(|error| match error {
+                Errno::EBUSY => Hidden::Busy,
+                error => Hidden::Failed(error),
+            })?;
+        let drawn = &mut self.drawn[usize::from(back)];
+        Ok(drawn.draw(self.desk.memory(), view, &look, &mut self.converter, &mut canvas))
+    }
+
+    fn hide(&mut self, hidden: Hidden) {
+        self.shown = None;
+        if let Hidden::Failed(error) = hidden
+            && self.told != Some(error)
+        {
+            self.told = Some(error);
+            tracing::warn!(output = self.output.name(), %error, "a framebuffer cannot be shown, and is tried again");
+        }
+    }
+
+    /// Nobody is left who could draw.
+    fn leave(&mut self) {
+        if self.shown.is_some() && self.keep.unwrap_or_else(|| !self.output.has_console()) {
+            return;
+        }
+        self.output.give_back();
+        self.shown = None;
+        self.blank = 0;
+        self.desk.left();
+    }
+}
+
+impl Drop for Presenter {
+    fn drop(&mut self) {
+        self.output.give_back();
+    }
+}
