@@ -503,3 +503,50 @@ impl PlanarBuffer for Part {
         [self.offset, 0, 0, 0]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rect(x: u32, y: u32, width: u32, height: u32) -> Rect {
+        Rect { x, y, width, height }
+    }
+
+    fn corners(clips: &[ClipRect]) -> Vec<(u16, u16, u16, u16)> {
+        clips
+            .iter()
+            .map(|clip| (clip.x1(), clip.y1(), clip.x2(), clip.y2()))
+            .collect()
+    }
+
+    #[test]
+    fn damage_is_told_where_it_is_in_the_framebuffer() {
+        let told = clips(&[rect(1, 2, 3, 4), rect(0, 0, 1, 1)], (10, 800));
+        assert_eq!(corners(&told), [(11, 802, 14, 806), (10, 800, 11, 801)]);
+    }
+
+    #[test]
+    fn no_damage_is_the_smallest_that_can_be_told() {
+        assert_eq!(corners(&clips(&[], (5, 5))), [(0, 0, 1, 1)]);
+    }
+
+    #[test]
+    fn more_rectangles_than_the_kernel_takes_become_one_around_them() {
+        let many: Vec<Rect> = (0..300).map(|y| rect(y, y * 2, 4, 1)).collect();
+        assert_eq!(corners(&clips(&many, (0, 0))), [(0, 0, 303, 599)]);
+        assert_eq!(clips(&many[..256], (0, 0)).len(), 256);
+    }
+
+    #[test]
+    fn a_rectangle_too_far_away_ends_at_the_edge_of_the_format() {
+        let told = clips(&[rect(u32::MAX, 7, u32::MAX, 70_000)], (u32::MAX, 0));
+        assert_eq!(corners(&told), [(u16::MAX, 7, u16::MAX, u16::MAX)]);
+    }
+
+    #[test]
+    fn bochs_is_panned_by_framebuffers_and_others_by_the_source_position() {
+        assert_eq!(Panning::of("bochs-drm"), Panning::Offset);
+        assert_eq!(Panning::of("virtio_gpu"), Panning::Source);
+        assert_eq!(Panning::of("hibmc"), Panning::None);
+    }
+}
