@@ -5,7 +5,7 @@
 //! at that moment ([`node`]), does its work by asking the daemon ([`link`]), and everything else is the next library's
 //! ([`next`]), untouched.
 //!
-//! [`entry`] has the symbols and no decisions; [`video`] has the ioctls and [`map`] mmap; [`adopt`] makes the program's
+//! [`entry`] has the symbols and no decisions; [`video`] has the ioctls, [`map`] mmap and [`seek`] lseek; [`adopt`] makes the program's
 //! memory the device's. What they do runs under [`guard::guard`]; the program's own call of the next library never does.
 //!
 //! Rules for every function that a program can reach: nothing runs before the first call (no constructor: what
@@ -27,6 +27,7 @@ mod map;
 mod next;
 mod node;
 mod redirect;
+mod seek;
 #[allow(unsafe_code)]
 mod sys;
 #[cfg(test)]

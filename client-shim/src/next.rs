@@ -87,6 +87,7 @@ type Dup3 = unsafe extern "C-unwind" fn(c_int, c_int, c_int) -> c_int;
 /// call uses at most. Here it is anything; compiled functions only look whether it is 0, to spare themselves saving them.)
 /// So a call can be a jump, which for variadic ones it cannot.
 pub(crate) type Ioctl = unsafe extern "C-unwind" fn(c_int, c_ulong, *mut c_void) -> c_int;
+type Lseek<Offset> = unsafe extern "C-unwind" fn(c_int, Offset, c_int) -> Offset;
 type Mmap<Offset> =
     unsafe extern "C-unwind" fn(*mut c_void, usize, c_int, c_int, c_int, Offset) -> *mut c_void;
 type Fopen = unsafe extern "C-unwind" fn(*const c_char, *const c_char) -> *mut c_void;
@@ -129,6 +130,8 @@ functions! {
     IOCTL_TIME64 = c"__ioctl_time64", Ioctl;
     MMAP = c"mmap", Mmap<usize>;
     MMAP64 = c"mmap64", Mmap<u64>;
+    LSEEK = c"lseek", Lseek<isize>;
+    LSEEK64 = c"lseek64", Lseek<i64>;
     SYSCALL = c"syscall", Syscall;
     OPEN = c"open", Open;
     OPEN64 = c"open64", Open;

@@ -12,6 +12,14 @@ pub(crate) fn is_ours(fd: BorrowedFd<'_>) -> bool {
     })
 }
 
+/// Is it one of our framebuffers, at this moment? One system call.
+pub(crate) fn is_our_framebuffer(fd: BorrowedFd<'_>) -> bool {
+    fstat(fd).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+            && shim::is_our_framebuffer(major(stat.st_rdev), minor(stat.st_rdev))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::is_ours;

@@ -7,7 +7,7 @@ use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use vidcompat_proto::Errno;
-use vidcompat_proto::shim::{HELLO, Hello};
+use vidcompat_proto::shim::{HELLO, Hello, SEEK, Seek};
 use zerocopy::FromZeros;
 
 use crate::next;
@@ -66,6 +66,18 @@ pub(crate) fn hello(fd: BorrowedFd<'_>) -> rustix::io::Result<Hello> {
     // SAFETY: any bytes are a `Hello`.
     unsafe { rustix::ioctl::ioctl(fd, ioctl) }?;
     Ok(hello)
+}
+
+/// [`SEEK`] on `fd`: what comes back.
+///
+/// # Errors
+/// What the daemon says; `ENOTTY` from one that knows of no framebuffers.
+pub(crate) fn seek(fd: BorrowedFd<'_>, mut seek: Seek) -> Result<Seek, Errno> {
+    // SAFETY: SEEK is `_IOWR` of this very struct, so a driver that knows it reads and writes no more than that.
+    let ioctl = unsafe { rustix::ioctl::Updater::<'_, { SEEK.0 }, Seek>::new(&mut seek) };
+    // SAFETY: any bytes are a `Seek`.
+    unsafe { rustix::ioctl::ioctl(fd, ioctl) }.map_err(errno_of)?;
+    Ok(seek)
 }
 
 /// mmap of anonymous memory, by no library.

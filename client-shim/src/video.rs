@@ -1,4 +1,5 @@
-//! The ioctls that need more than the node: said in our own letter, so that the daemon knows of us.
+//! The ioctls that need more than the node, of cameras and of framebuffers: said in our own letter, so that the daemon knows
+//! of us.
 
 use std::ffi::c_int;
 
@@ -6,7 +7,7 @@ use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::io::{FdFlags, dup, fcntl_dupfd_cloexec, fcntl_setfd};
 use vidcompat_proto::Errno;
 use vidcompat_proto::ioc::Command;
-use vidcompat_proto::shim::{self, Answer, Ask, MOVE_FIRST};
+use vidcompat_proto::shim::{self, Answer, Ask, FBIOGET_DMABUF, MOVE_FIRST};
 
 use crate::guard::guard;
 use crate::link::Link;
@@ -29,14 +30,23 @@ mod nr {
 /// Bytes before `fd` in `struct v4l2_exportbuffer`, which is the same for 32 and 64 bits.
 const EXPBUF_FD: usize = 16;
 
+/// The same in the struct of FBIOGET_DMABUF.
+const DMABUF_FD: usize = 0;
+
 /// Is it one of the ioctls that we say in our letter, if the node is ours?
 #[inline]
 pub(crate) fn is_spoken(command: Command) -> bool {
-    command.magic() == b'V'
+    let is_videos = command.magic() == b'V'
         && matches!(
             command.number(),
             nr::REQBUFS | nr::QBUF | nr::EXPBUF | nr::CREATE_BUFS | nr::PREPARE_BUF | nr::REMOVE_BUFS
-        )
+        );
+    is_videos || is_get_dmabuf(command)
+}
+
+#[inline]
+fn is_get_dmabuf(command: Command) -> bool {
+    command == FBIOGET_DMABUF
 }
 
 /// How the program's ioctl is made.
@@ -54,8 +64,10 @@ pub(crate) fn ioctl(fd: c_int, command: Command, argument: usize, call: impl Fn(
     if ours != Some(true) {
         return call(Way::Plain);
     }
+    let fetch_at = |at| guard(|| fetch(&Link::of(sys::program_fd(fd)?)?, argument, at)).flatten();
     speak(command, &call, &|| obey(fd), &|| match command.number() {
-        nr::EXPBUF => guard(|| fetch(&Link::of(sys::program_fd(fd)?)?, argument)).flatten(),
+        _ if is_get_dmabuf(command) => fetch_at(DMABUF_FD),
+        nr::EXPBUF => fetch_at(EXPBUF_FD),
         nr::REQBUFS | nr::CREATE_BUFS | nr::REMOVE_BUFS if adopt::any() => {
             guard(adopt::reconcile);
             Some(Ok(()))
@@ -107,9 +119,10 @@ fn obey(fd: c_int) -> bool {
     adopt::obey(&link)
 }
 
-/// EXPBUF has left a ticket at `argument`: fetches the fd for it and puts its number there. `None`: nobody answers.
-fn fetch(link: &Link, argument: usize) -> Option<Result<(), Errno>> {
-    let address = argument.wrapping_add(EXPBUF_FD);
+/// EXPBUF has left a ticket `at` bytes behind `argument`: fetches the fd for it and puts its number there. `None`: nobody
+/// answers.
+fn fetch(link: &Link, argument: usize, at: usize) -> Option<Result<(), Errno>> {
+    let address = argument.wrapping_add(at);
     let ticket = match sys::read_program(address) {
         Ok(bytes) => u32::from_ne_bytes(bytes),
         Err(errno) => return Some(Err(errno)),

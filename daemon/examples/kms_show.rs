@@ -2,7 +2,7 @@
 //! done one after the other and each one's result is printed.
 //!
 //! direct, canvas: show that; mode=N: in that mode; pan=X,Y; paint=N: bars moved by N; flip; damage; blank=N; sleep=MS;
-//! vsync=N: wait for so many; watch=MS: what the presenter does, and what changes; back: give back; busy=MS: all of it at
+//! vsync=N: wait for so many; watch=MS: what the presenter does, and what changes; back: give back; exit: without that; busy=MS: all of it at
 //! random.
 
 use std::fs::File;
@@ -172,6 +172,8 @@ impl Show {
             }
             "watch" => self.watch(Duration::from_millis(number()?.into()))?,
             "busy" => self.busy(Duration::from_millis(number()?.into()))?,
+            // As if killed: nothing is given back.
+            "exit" => std::process::exit(0),
             "console" => format!("{}", self.output.has_console()),
             "back" => {
                 self.output.give_back();

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use vidcompat_proto::abi::ClientAbi;
 use vidcompat_proto::ioc::Command;
+use vidcompat_proto::ioctl::fbdev::{self, Fbio};
 use vidcompat_proto::ioctl::{Policy, Row, V4L2, lookup_compat};
 
 const BEGIN: &str = "<!-- made by proto/tests/coverage.rs -->\n";
@@ -46,6 +47,16 @@ fn sizes(row: &Row) -> String {
     }
 }
 
+/// The same of a framebuffer's.
+fn of_framebuffer(row: &fbdev::Row) -> &'static str {
+    match row.op {
+        Fbio::Cursor => "refused: EINVAL",
+        Fbio::GetDmabuf => "with the shim: exported; else refused: ENOTTY",
+        _ if row.is_drivers => "typed, the driver's own",
+        _ => "typed",
+    }
+}
+
 fn list() -> String {
     let mut text = String::from(BEGIN);
     text.push_str("| ioctl | number | bytes | what becomes of it |\n|---|---|---|---|\n");
@@ -53,6 +64,16 @@ fn list() -> String {
         let name = row.name.trim_start_matches("VIDIOC_");
         let number = row.command.number();
         writeln!(text, "| {name} | {number} | {} | {} |", sizes(row), policy(row)).expect("a string");
+    }
+    text.push_str("\nOf framebuffers; the number is the whole command:\n\n");
+    text.push_str("| ioctl | number | bytes | what becomes of it |\n|---|---|---|---|\n");
+    for row in fbdev::ROWS {
+        let bytes = match (row.size, row.size_compat) {
+            (native, compat) if native == compat => native.to_string(),
+            (native, compat) => format!("{native} (i386: {compat})"),
+        };
+        let (name, number, policy) = (row.name, row.command.0, of_framebuffer(row));
+        writeln!(text, "| {name} | {number:#x} | {bytes} | {policy} |").expect("a string");
     }
     text.push_str(END);
     text

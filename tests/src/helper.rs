@@ -3,8 +3,9 @@
 //! `guest-suite --helper adopt NODE KIND AT FRAME` streams into a kind of memory and says what becomes of it (with the client
 //! shim, that is), `guest-suite --helper until-error NODE mmap|userptr` streams until the daemon has gone,
 //! `guest-suite --helper capture-stdin NODE shared|private` takes a frame into a mapping of its stdin,
-//! `guest-suite --helper capture-address NODE ADDRESS` into an address that somebody else told, and
-//! `guest-suite --helper hold NODE KIND` queues buffers of a kind of memory, streams and waits for its end.
+//! `guest-suite --helper capture-address NODE ADDRESS` into an address that somebody else told,
+//! `guest-suite --helper hold NODE KIND` queues buffers of a kind of memory, streams and waits for its end, and
+//! `guest-suite --helper master CARD` is a compositor until its stdin ends.
 
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
@@ -15,6 +16,7 @@ use nix::errno::Errno;
 use vidcompat_proto::abi::v4l2::buf_flag;
 
 use crate::kinds::{self, Maker};
+use crate::rival;
 use crate::sys::{Area, Rights, Source};
 use crate::topics::shim_attacks::stranger;
 use crate::video::Video;
@@ -38,6 +40,7 @@ pub fn run() -> Option<ExitCode> {
             .parse()
             .map_err(Into::into)
             .and_then(|address| capture(&open(node)?, address)),
+        ["master", card] => rival::run(card),
         ["hold", node, kind] => hold(node, kind),
         ["shim-attack", ..] => stranger::act(&words[1..]),
         ["adopt", node, kind, at, frame] => adopt(node, kind, at, frame),

@@ -12,6 +12,7 @@ mod modules;
 mod nodes;
 mod picture;
 mod report;
+mod rival;
 mod screens;
 mod setup;
 mod shim;

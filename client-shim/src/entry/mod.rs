@@ -17,7 +17,7 @@ use vidcompat_proto::ioc::Command;
 use crate::guard::guard;
 use crate::map::{Wanted, map};
 use crate::video::{self, Way};
-use crate::{adopt, next, node, sys};
+use crate::{adopt, next, node, seek, sys};
 
 /// The kernel has 32 bits of a request; old programs pass it sign-extended.
 const fn command(request: c_ulong) -> Command {
@@ -122,6 +122,43 @@ mmaps! {
     mmap, MMAP, usize;
     /// mmap of large files.
     mmap64, MMAP64, u64;
+}
+
+macro_rules! lseeks {
+    ($($(#[$doc:meta])* $name:ident, $next:ident, $offset:ty;)*) => { $(
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// lseek(2).
+        #[cfg_attr(not(test), unsafe(no_mangle))]
+        pub unsafe extern "C-unwind" fn $name(fd: c_int, offset: $offset, whence: c_int) -> $offset {
+            let next = next::$next.get();
+            // SAFETY: the program's own call.
+            let at = unsafe { next(fd, offset, whence) };
+            if at != 0 {
+                return at;
+            }
+            #[allow(clippy::useless_conversion, clippy::unnecessary_fallible_conversions)]
+            match seek::told(fd, offset as i64, whence) {
+                None => at,
+                Some(Ok(at)) => <$offset>::try_from(at).unwrap_or_else(|_| {
+                    sys::set_errno(libc::EOVERFLOW);
+                    -1
+                }),
+                Some(Err(errno)) => {
+                    sys::set_errno(errno.raw());
+                    -1
+                }
+            }
+        }
+    )* };
+}
+
+lseeks! {
+    /// lseek, with the platform's own `off_t`.
+    lseek, LSEEK, isize;
+    /// lseek of large files.
+    lseek64, LSEEK64, i64;
 }
 
 /// Is `fd`, which is about to be closed, a file of ours, with anything adopted? One load for most programs. Who closes

@@ -3,10 +3,12 @@
 use std::ffi::{c_int, c_long, c_ulong, c_void};
 use std::ptr::with_exposed_provenance_mut;
 
+use vidcompat_proto::Errno;
+
 use super::{closed, command, concerns_us, open};
 use crate::map::{Wanted, map};
 use crate::video::{self, Way};
-use crate::{adopt, next, redirect, sys};
+use crate::{adopt, next, redirect, seek, sys};
 
 /// The mmap of this architecture that takes its arguments in registers, and the bytes of one unit of its offset.
 #[cfg(target_pointer_width = "64")]
@@ -48,6 +50,11 @@ pub unsafe extern "C-unwind" fn syscall(
         // SAFETY: the program's own call.
         #[cfg(not(target_arch = "aarch64"))]
         libc::SYS_dup2 => unsafe { closing(number, a, b, c, d, e, f) },
+        // SAFETY: the program's own call.
+        libc::SYS_lseek => unsafe { lseek(number, a, b, c, d, e, f) },
+        // SAFETY: the program's own call.
+        #[cfg(target_pointer_width = "32")]
+        libc::SYS__llseek => unsafe { lseek(number, a, b, c, d, e, f) },
         // SAFETY: the program's own call.
         libc::SYS_openat | libc::SYS_openat2 if redirect::is_on() => unsafe {
             opening(number, a, b, c, d, e, f)
@@ -152,6 +159,66 @@ unsafe extern "C-unwind" fn ioctl(
     });
     // Else -1.
     usize::try_from(result).unwrap_or(usize::MAX)
+}
+
+/// lseek(fd, offset, whence), and on 32 bits also _llseek(fd, high, low, result, whence).
+///
+/// # Safety
+/// syscall(2).
+#[inline(never)]
+unsafe extern "C-unwind" fn lseek(
+    number: c_long,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> usize {
+    let next = next::SYSCALL.get();
+    // SAFETY: the program's own call.
+    let at = unsafe { next(number, a, b, c, d, e, f) };
+    if at != 0 {
+        return at;
+    }
+    let is_long = number != libc::SYS_lseek;
+    let (offset, whence) = if is_long {
+        ((b as u64) << 32 | c as u64, e)
+    } else {
+        // As wide as a register, signed.
+        (signed(b), c)
+    };
+    let found = match seek::told(int(a), i64::from_ne_bytes(offset.to_ne_bytes()), int(whence)) {
+        None => return at,
+        Some(Ok(at)) if is_long => {
+            let [low, high] = halves(at);
+            let written = sys::write_program(d, low);
+            written
+                .and_then(|()| sys::write_program(d.wrapping_add(4), high))
+                .map(|()| 0)
+        }
+        Some(Ok(at)) => usize::try_from(at)
+            .ok()
+            .filter(|at| isize::try_from(*at).is_ok())
+            .ok_or(Errno::EOVERFLOW),
+        Some(Err(errno)) => Err(errno),
+    };
+    found.unwrap_or_else(|errno| {
+        sys::set_errno(errno.raw());
+        usize::MAX
+    })
+}
+
+/// The sign of a register, in 64 bits.
+const fn signed(register: usize) -> u64 {
+    let value = isize::from_ne_bytes(register.to_ne_bytes()) as i64;
+    u64::from_ne_bytes(value.to_ne_bytes())
+}
+
+/// The low and the high half, as `loff_t` lies in memory.
+const fn halves(value: i64) -> [[u8; 4]; 2] {
+    let [a, b, c, d, e, f, g, h] = value.to_ne_bytes();
+    [[a, b, c, d], [e, f, g, h]]
 }
 
 /// # Safety

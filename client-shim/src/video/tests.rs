@@ -7,10 +7,10 @@ use rustix::io::{FdFlags, fcntl_getfd};
 use rustix::pipe::pipe;
 use vidcompat_proto::Errno;
 use vidcompat_proto::ioc::{Command, Direction};
-use vidcompat_proto::shim::{Answer, Ask, MOVE_FIRST};
+use vidcompat_proto::shim::{Answer, Ask, FBIOGET_DMABUF, MOVE_FIRST};
 
 use super::Way::{self, As, Plain};
-use super::{MOST_ROUNDS, fetch, ioctl, is_spoken, speak};
+use super::{DMABUF_FD, EXPBUF_FD, MOST_ROUNDS, fetch, ioctl, is_spoken, speak};
 use crate::sys;
 use crate::testing::{Fake, without_allocating};
 
@@ -54,6 +54,7 @@ fn only_the_ioctls_that_need_it_are_spoken() {
         is_spoken(Command::new(Direction::ReadWrite, b'V', 15, 68)),
         "a 32-bit program's"
     );
+    assert!(is_spoken(FBIOGET_DMABUF) && !is_spoken(Command(FBIOGET_DMABUF.0 + 1)));
     assert!(!is_spoken(SPOKEN) && !is_spoken(Command::new(Direction::ReadWrite, b'd', 15, 88)));
 }
 
@@ -153,7 +154,10 @@ fn an_exported_buffer_is_fetched_and_its_number_told() {
         let mut request = EXPORTED;
         let address = (&raw mut request).expose_provenance();
         let link = fake.link();
-        assert_eq!(without_allocating(|| fetch(&link, address)), Some(Ok(())));
+        assert_eq!(
+            without_allocating(|| fetch(&link, address, EXPBUF_FD)),
+            Some(Ok(()))
+        );
         let request = std::hint::black_box(request);
         assert_eq!((&request[..4], &request[5..]), (&EXPORTED[..4], &EXPORTED[5..]));
         let fd = c_int::try_from(request[4]).unwrap();
@@ -169,10 +173,25 @@ fn an_exported_buffer_is_fetched_and_its_number_told() {
 }
 
 #[test]
+fn a_framebuffers_dma_buf_is_fetched_at_the_beginning_of_its_struct() {
+    let fake = daemon(true, pipe().unwrap().1);
+    let mut request = [TICKET, 7];
+    let address = (&raw mut request).expose_provenance();
+    assert_eq!(fetch(&fake.link(), address, DMABUF_FD), Some(Ok(())));
+    let request = std::hint::black_box(request);
+    assert_eq!(request[1], 7);
+    // SAFETY: ours from now on.
+    drop(unsafe { OwnedFd::from_raw_fd(c_int::try_from(request[0]).unwrap()) });
+}
+
+#[test]
 fn where_the_struct_has_gone_it_is_efault() {
-    assert_eq!(fetch(&Fake::nobody().link(), 0), Some(Err(Errno::EFAULT)));
     assert_eq!(
-        fetch(&Fake::nobody().link(), usize::MAX - 8),
+        fetch(&Fake::nobody().link(), 0, EXPBUF_FD),
+        Some(Err(Errno::EFAULT))
+    );
+    assert_eq!(
+        fetch(&Fake::nobody().link(), usize::MAX - 8, EXPBUF_FD),
         Some(Err(Errno::EFAULT))
     );
 }
@@ -183,7 +202,7 @@ fn where_the_struct_has_become_read_only_nobody_gets_the_fd() {
     let (reader, writer) = pipe().unwrap();
     let fake = daemon(false, writer);
     let address = std::hint::black_box(&raw const READ_ONLY).expose_provenance();
-    assert_eq!(fetch(&fake.link(), address), Some(Err(Errno::EFAULT)));
+    assert_eq!(fetch(&fake.link(), address, EXPBUF_FD), Some(Err(Errno::EFAULT)));
     drop(fake);
     assert_eq!(rustix::io::read(&reader, &mut [0; 1]), Ok(0));
 }
@@ -194,8 +213,8 @@ fn a_daemon_that_has_no_such_ticket_or_makes_no_sense() {
     let address = (&raw const request).expose_provenance();
     let ask = Ask::Fetch { ticket: TICKET };
     let fake = Fake::answering(ask, Answer::Errno(Errno::ENOENT), None);
-    assert_eq!(fetch(&fake.link(), address), Some(Err(Errno::ENOENT)));
+    assert_eq!(fetch(&fake.link(), address, EXPBUF_FD), Some(Err(Errno::ENOENT)));
     let fake = Fake::answering(ask, Answer::Yes, None);
-    assert_eq!(fetch(&fake.link(), address), None);
-    assert_eq!(fetch(&Fake::nobody().link(), address), None);
+    assert_eq!(fetch(&fake.link(), address, EXPBUF_FD), None);
+    assert_eq!(fetch(&Fake::nobody().link(), address, EXPBUF_FD), None);
 }

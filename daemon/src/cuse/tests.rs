@@ -1,5 +1,7 @@
 //! The transport with a socket pair in place of `/dev/cuse`: the test is the kernel.
 
+mod retry;
+
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{self, Receiver, Sender};

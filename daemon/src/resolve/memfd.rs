@@ -1,7 +1,7 @@
 //! A memfd that the client has mapped: plain memory that is copied through the client's address space, and that a
 //! device can import where the operator allows it.
 //!
-//! We never map it ourselves, and never add a seal to it, which nobody could take back. Without the operator's word it
+//! We never look into it ourselves, and never add a seal to it, which nobody could take back. Without the operator's word it
 //! is not imported: a udmabuf pins the client's pages as long as it lives, and a hole that the client punches into the
 //! memfd meanwhile parts the two.
 
@@ -15,7 +15,7 @@ use rustix::fs::SealFlags;
 
 use super::{Found, Importable, Importer, Kind, Look};
 use crate::client::OpenFile;
-use crate::sys::{Vma, page_size, udmabuf};
+use crate::sys::{CpuUse, Mapping, Vma, page_size, udmabuf};
 
 /// What the policy calls it: the dma-buf is ours, the pages are the client's.
 const EXPORTER: &str = "memfd";
@@ -65,6 +65,15 @@ fn import(look: &Look<'_>, vma: &Vma, range: &Range<u64>) -> Result<Importable, 
     if seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE) {
         return Err("it is sealed against writing".to_owned());
     }
+    // A page that was allocated but never touched is cleared at its first touch (mm/shmem.c), after a device may have
+    // written to it.
+    let touched = match (i64::try_from(offset), usize::try_from(size)) {
+        (Ok(offset), Ok(size)) => {
+            Mapping::shared(&memfd, offset, size, CpuUse::Write).and_then(|mapping| mapping.populate_write())
+        }
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    };
+    touched.map_err(|error| format!("its pages cannot be touched: {error}"))?;
     let made = File::open("/dev/udmabuf").and_then(|device| udmabuf(device, &memfd, offset, size));
     let fd = made.map_err(|error| format!("no udmabuf: {error}"))?;
     let inode = rustix::fs::fstat(&fd).map_err(|error| error.to_string())?.st_ino;

@@ -12,7 +12,7 @@ use vidcompat_proto::Errno;
 
 use crate::backend::output::Direct;
 use crate::sys::{
-    CpuUse, LeasedFile, SteadyMemory, field, own_fdinfo, page_size, sync_end, sync_start, udmabuf,
+    CpuUse, LeasedFile, Mapping, SteadyMemory, field, own_fdinfo, page_size, sync_end, sync_start, udmabuf,
 };
 
 /// See the module.
@@ -330,6 +330,9 @@ fn sealed(name: &std::ffi::CStr, len: u32) -> io::Result<(File, SteadyMemory)> {
     // SEAL: a program must not seal it against our writing, or a device's.
     rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // A page that nobody has touched since fallocate is cleared when somebody first does (mm/shmem.c, `clear:` in
+    // shmem_get_folio_gfp), after a device may have written to it by way of its udmabuf.
+    Mapping::shared(&fd, 0, len, CpuUse::Write)?.populate_write()?;
     let bytes = SteadyMemory::map(&fd, len)?;
     Ok((File::from(fd), bytes))
 }

@@ -5,7 +5,8 @@
 //! i.MX and others have under the letter F for themselves) is answered `ENOTTY`.
 
 use crate::abi::ClientAbi;
-use crate::ioc::{Command, Direction};
+use crate::ioc::Command;
+use crate::shim::FBIOGET_DMABUF;
 
 /// What is asked.
 #[allow(missing_docs)]
@@ -103,10 +104,6 @@ impl Row {
         }
     }
 }
-
-/// `FBIOGET_DMABUF`, which no header of the kernel's own has: SoC vendors' kernels and the programs made for them have this
-/// number and struct (`struct fb_dmabuf_export { __u32 fd; __u32 flags; }`).
-pub const FBIOGET_DMABUF: Command = Command::new(Direction::Read, b'F', 0x21, 8);
 
 /// All of them. Not in the order of the header: what programs call at every frame comes first.
 pub const ROWS: &[Row] = &[

@@ -23,7 +23,7 @@ pub const VERSION: u16 = 1;
 /// another version is told `ENOTTY` by the first call and goes on without the shim.
 pub const LETTER: u8 = 0xd5 + VERSION.to_le_bytes()[0];
 
-/// `VIDIOC_*` as the shim says it: the same struct, size and number under our letter.
+/// `VIDIOC_*` or `FBIO*` as the shim says it: the same struct, size and number under our letter.
 #[must_use]
 pub const fn spoken(command: Command) -> Command {
     Command((command.0 & !0xff00) | ((LETTER as u32) << 8))
@@ -48,6 +48,11 @@ pub const fn meant_of_framebuffer(command: Command) -> Option<Command> {
         None
     }
 }
+
+/// `FBIOGET_DMABUF`: the framebuffer's memory as a dma-buf. No header of the kernel's own has it: SoC vendors' kernels and the
+/// programs made for them have this number and struct (`struct fb_dmabuf_export { __u32 fd; __u32 flags; }`). The shim says
+/// it in our letter; what stands in `fd` then is a ticket.
+pub const FBIOGET_DMABUF: Command = Command::new(Direction::Read, b'F', 0x21, 8);
 
 /// lseek(2) on a framebuffer of ours, which CUSE does not tell of: a [`Seek`], given and got back. Its number is none of
 /// fbdev's.
@@ -93,6 +98,12 @@ pub const MAY_ADOPT: u32 = 1;
 /// then call again. `EBADE`, which no driver gives.
 pub const MOVE_FIRST: i32 = 52;
 
+/// Is this the device number of a framebuffer of ours?
+#[must_use]
+pub const fn is_our_framebuffer(major: u32, minor: u32) -> bool {
+    major == 29 && minor >= 256
+}
+
 /// Is this a device number of ours? V4L2's own minors end at 255, and so do fbdev's.
 #[must_use]
 pub const fn is_ours(major: u32, minor: u32) -> bool {
@@ -101,7 +112,7 @@ pub const fn is_ours(major: u32, minor: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{HELLO, SEEK, is_ours, meant, meant_of_framebuffer, spoken};
+    use super::{HELLO, SEEK, is_our_framebuffer, is_ours, meant, meant_of_framebuffer, spoken};
     use crate::ioc::{Command, Direction};
 
     #[test]
@@ -124,6 +135,7 @@ mod tests {
     #[test]
     fn real_nodes_are_not_ours() {
         assert!(is_ours(81, 256) && is_ours(29, 300));
+        assert!(is_our_framebuffer(29, 256) && !is_our_framebuffer(29, 255) && !is_our_framebuffer(81, 256));
         assert!(!is_ours(81, 255) && !is_ours(29, 0) && !is_ours(226, 256));
     }
 }

@@ -15,6 +15,7 @@ mod errnos;
 mod fallback;
 mod faults;
 mod fb_programs;
+mod fb_scene;
 mod imports;
 mod injected;
 pub mod kernel_log;
@@ -118,7 +119,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             run::TESTS,
             kernel_log::TESTS,
         ],
-        Set::Screens => &[fb_programs::TESTS, kernel_log::TESTS],
+        Set::Screens => &[fb_programs::TESTS, fb_scene::TESTS, kernel_log::TESTS],
         Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],
     };
     let mut tests = topics.concat();

@@ -153,16 +153,28 @@ impl Held {
             self.before = Some(self.look(choice.crtc).map_err(|error| hidden(&error))?);
         }
         self.card.as_master(|card| {
-            card.set_crtc(
-                choice.crtc,
-                Some(framebuffer),
-                position,
-                &[choice.connector],
-                Some(mode),
-            )
+            let set = || {
+                card.set_crtc(
+                    choice.crtc,
+                    Some(framebuffer),
+                    position,
+                    &[choice.connector],
+                    Some(mode),
+                )
+            };
+            match set() {
+                // The card's memory has no room for the old picture and the new one: first away with the old one.
+                Err(error)
+                    if self.ours.is_some()
+                        && matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOSPC)) =>
+                {
+                    card.set_crtc(choice.crtc, None, (0, 0), &[], None)?;
+                    set()
+                }
+                done => done,
+            }
         })?;
         self.ours = Some(framebuffer);
-        self.drop_unused();
         if matches!(wanted, Shown::Direct { .. }) {
             self.old.extend(
                 self.canvases

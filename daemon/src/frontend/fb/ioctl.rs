@@ -71,6 +71,18 @@ impl Areas {
         }
     }
 
+    /// Does any begin behind what a program of `abi` can have? The kernel takes that for a mistake of ours.
+    pub(super) fn leave(&self, abi: ClientAbi) -> bool {
+        let last = match abi {
+            ClientAbi::Native => u64::MAX,
+            ClientAbi::I386 | ClientAbi::Arm32 => u64::from(u32::MAX),
+        };
+        self.input
+            .iter()
+            .chain(&self.output)
+            .any(|area| area.client_addr > last)
+    }
+
     /// Has `round` been given them?
     pub(super) fn are_in(&self, round: &Round<'_>) -> bool {
         let bytes = |areas: &[ClientArea]| areas.iter().map(|area| area.length).sum::<u64>();

@@ -187,7 +187,10 @@ impl FbNode {
             return ioctl::seek(file, &round);
         }
         let row = fbdev::lookup(abi, meant.unwrap_or(command)).ok_or(Errno::ENOTTY)?;
-        ioctl::fbio(file, row, &round)
+        match ioctl::fbio(file, row, &round)? {
+            Next::Again(areas) if areas.leave(abi) => Err(Errno::EFAULT),
+            next => Ok(next),
+        }
     }
 
     fn read(&self, caller: Caller, fh: u64, done: u64, size: usize) -> Result<Vec<u8>, Errno> {

@@ -1,6 +1,8 @@
 //! A real `/dev/fbN`, opened once for each open of a client, so that the kernel itself judges: what the driver says, what a
 //! read at the end gives, what can be mapped.
 
+mod picture;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,7 +15,7 @@ use vidcompat_proto::Errno;
 use vidcompat_proto::abi::fb::{ColorMap, Con2FbMap, FixScreenInfo, VarScreenInfo, Vblank};
 
 use super::framebuffer::{Framebuffer, FramebufferFile, Picture};
-use crate::sys::fbio;
+use crate::sys::{self, fbio};
 
 /// See the module.
 #[derive(Debug)]
@@ -74,7 +76,27 @@ impl Framebuffer for RealFramebuffer {
     }
 
     fn picture(&self) -> Result<Picture, String> {
-        Err("not yet".to_owned())
+        let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", self.path.display());
+        let file = open(&self.path, libc::O_RDONLY).map_err(|error| failed(&error))?;
+        let var = fbio::get_vscreeninfo(&file).map_err(|errno| failed(&errno))?;
+        let fix = fbio::get_fscreeninfo(&file).map_err(|errno| failed(&errno))?;
+        // Where there is none nothing is looked up in it.
+        let mut cmap = whole_map();
+        let _ = fbio::getcmap(&file, &mut cmap);
+        picture::picture(&var, &fix, &cmap, |offset, bytes| {
+            file.read_exact_at(bytes, offset).map_err(|error| failed(&error))
+        })
+    }
+}
+
+/// Room for every entry of a colour map.
+fn whole_map() -> ColorMap {
+    ColorMap {
+        start: 0,
+        red: vec![0; 256],
+        green: vec![0; 256],
+        blue: vec![0; 256],
+        transp: None,
     }
 }
 
@@ -180,7 +202,12 @@ impl FramebufferFile for RealFile {
     }
 
     fn dma_buf(&self) -> Result<OwnedFd, Errno> {
-        Err(Errno::ENOTTY)
+        // Where the driver has it. What can be had behind a DRM driver's back is memory that its hardware is not told of.
+        let file = fbio::get_dmabuf(&self.file).map_err(of_os)?;
+        match sys::own_fdinfo(&file) {
+            Ok(info) if sys::field(&info, "exp_name").is_some() => Ok(file),
+            _ => Err(Errno::ENOTTY),
+        }
     }
 }
 
