@@ -16,6 +16,7 @@ mod fallback;
 mod faults;
 mod fb_programs;
 mod fb_scene;
+mod fb_screen;
 mod imports;
 mod injected;
 pub mod kernel_log;
@@ -119,7 +120,12 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             run::TESTS,
             kernel_log::TESTS,
         ],
-        Set::Screens => &[fb_programs::TESTS, fb_scene::TESTS, kernel_log::TESTS],
+        Set::Screens => &[
+            fb_programs::TESTS,
+            fb_screen::TESTS,
+            fb_scene::TESTS,
+            kernel_log::TESTS,
+        ],
         Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],
     };
     let mut tests = topics.concat();
