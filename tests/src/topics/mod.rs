@@ -17,6 +17,7 @@ mod faults;
 mod fb_ioctls;
 mod fb_programs;
 mod fb_scene;
+mod fb_screen;
 mod imports;
 mod injected;
 pub mod kernel_log;
@@ -128,6 +129,11 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             kernel_log::TESTS,
         ],
         
+            fb_programs::TESTS,
+            fb_screen::TESTS,
+            fb_scene::TESTS,
+            kernel_log::TESTS,
+        ],
         Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],
     };
     let mut tests = topics.concat();
