@@ -1,7 +1,6 @@
 //! The screens of this guest: which framebuffer is which, what QEMU shows a person of each card, and pictures.
 //!
 //! What is done with a screen, and what is right, is none of this module's business.
-#![allow(dead_code)]
 
 use std::fmt;
 use std::fs::{self, File};

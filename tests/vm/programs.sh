@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154 # $cache and the helpers: from cache.sh
 # Programs of Debian of which the tests need one file only, unpacked into
-# $cache/programs: fbset, whose package wants udev, and GStreamer's fbdevsink,
-# whose package wants 40 others. Nothing is installed. Sourced, after cache.sh.
+# $cache/programs: fbset, whose package wants udev, GStreamer's fbdevsink, whose
+# package wants 40 others, and SDL 1.2's headers, which want 18. Nothing is installed. Sourced, after cache.sh.
 
 programs=$cache/programs
 
@@ -19,6 +19,8 @@ fetch_programs() {
     mkdir -p "$work/tree/gstreamer"
     fetch_package fbset "$work/fbset"
     fetch_package gstreamer1.0-plugins-bad "$work/gstreamer"
+    fetch_package libsdl1.2-dev "$work/sdl"
+    cp -r "$work/sdl/usr/include" "$work/tree/include"
     cp "$work/fbset/bin/fbset" "$work/tree"
     cp "$work"/gstreamer/usr/lib/*/gstreamer-1.0/libgstfbdevsink.so "$work/tree/gstreamer"
     programs_stamp >"$work/tree/made-by"
