@@ -207,12 +207,6 @@ impl Picture {
         })
     }
 
-    /// As a PPM file.
-    pub fn to_ppm(&self) -> Vec<u8> {
-        let header = format!("P6\n{} {}\n255\n", self.width, self.height);
-        [header.as_bytes(), &self.rgb].concat()
-    }
-
     /// The color at a place.
     pub fn at(&self, x: usize, y: usize) -> [u8; 3] {
         let at = (y * self.width + x) * 3;

@@ -2,6 +2,7 @@
 //! and on ours made from a card. What a person sees must be the picture, and they must end alike.
 
 pub mod place;
+pub mod settings;
 
 use std::fs;
 use std::time::Duration;
