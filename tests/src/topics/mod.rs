@@ -15,6 +15,7 @@ mod errnos;
 mod fallback;
 mod faults;
 mod fb_ioctls;
+mod fb_attacks;
 mod fb_programs;
 mod fb_scene;
 mod fb_screen;
@@ -131,6 +132,9 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
         
             fb_programs::TESTS,
             fb_screen::TESTS,
+            fb_programs::TESTS,
+            fb_programs::settings::TESTS,
+            fb_attacks::TESTS,
             fb_scene::TESTS,
             kernel_log::TESTS,
         ],
