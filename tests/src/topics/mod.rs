@@ -14,8 +14,8 @@ mod edid;
 mod errnos;
 mod fallback;
 mod faults;
-mod fb_ioctls;
 mod fb_attacks;
+mod fb_ioctls;
 mod fb_programs;
 mod fb_scene;
 mod fb_screen;
@@ -126,16 +126,10 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
         Set::Screens => &[
             fb_ioctls::TESTS,
             fb_programs::TESTS,
-            fb_scene::TESTS,
-            kernel_log::TESTS,
-        ],
-        
-            fb_programs::TESTS,
-            fb_screen::TESTS,
-            fb_programs::TESTS,
             fb_programs::settings::TESTS,
-            fb_attacks::TESTS,
+            fb_screen::TESTS,
             fb_scene::TESTS,
+            fb_attacks::TESTS,
             kernel_log::TESTS,
         ],
         Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],
