@@ -14,6 +14,7 @@ mod edid;
 mod errnos;
 mod fallback;
 mod faults;
+mod fb_console;
 mod fb_programs;
 mod fb_scene;
 mod imports;
@@ -119,7 +120,12 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             run::TESTS,
             kernel_log::TESTS,
         ],
-        Set::Screens => &[fb_programs::TESTS, fb_scene::TESTS, kernel_log::TESTS],
+        Set::Screens => &[
+            fb_console::TESTS,
+            fb_programs::TESTS,
+            fb_scene::TESTS,
+            kernel_log::TESTS,
+        ],
         Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],
     };
     let mut tests = topics.concat();
