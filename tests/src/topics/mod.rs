@@ -15,6 +15,7 @@ mod errnos;
 mod fallback;
 mod faults;
 mod fb_attacks;
+mod fb_console;
 mod fb_ioctls;
 mod fb_programs;
 mod fb_scene;
@@ -130,6 +131,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             fb_screen::TESTS,
             fb_scene::TESTS,
             fb_attacks::TESTS,
+            fb_console::TESTS,
             kernel_log::TESTS,
         ],
         Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],

@@ -1,8 +1,11 @@
 //! Which connector, CRTC and modes of a card are used, and modes in fbdev's terms.
 
 use std::io;
+use std::ops::{Bound, RangeBounds as _};
 
-use drm::control::{Device as _, Mode as DrmMode, ModeFlags, ModeTypeFlags, connector, crtc, property};
+use drm::control::{
+    Device as _, Mode as DrmMode, ModeFlags, ModeTypeFlags, ResourceHandles, connector, crtc, property,
+};
 
 use super::KmsError;
 use super::card::Card;
@@ -32,6 +35,8 @@ pub struct Choice {
     pub drm_modes: Vec<DrmMode>,
     /// The same, as fbdev has it.
     pub modes: Vec<Mode>,
+    /// Lines that a framebuffer may have.
+    pub most_lines: u32,
     /// Millimetres.
     pub size_mm: Option<(u32, u32)>,
 }
@@ -79,16 +84,20 @@ pub fn choose(card: &Card, path: &str, name: Option<&str>) -> Result<Choice, Kms
         dpms: property_called(card, info.handle(), "DPMS"),
         modes: drm_modes.iter().map(mode).collect(),
         drm_modes,
+        most_lines: most_lines(&resources),
         size_mm: info.size(),
     })
 }
 
+fn most_lines(resources: &ResourceHandles) -> u32 {
+    match resources.supported_fb_height().end_bound() {
+        Bound::Included(most) => *most,
+        Bound::Excluded(_) | Bound::Unbounded => u32::MAX,
+    }
+}
+
 /// The one it is on, else one that shows nothing, else any that can.
-fn crtc_for(
-    card: &Card,
-    resources: &drm::control::ResourceHandles,
-    connector: &connector::Info,
-) -> Option<crtc::Handle> {
+fn crtc_for(card: &Card, resources: &ResourceHandles, connector: &connector::Info) -> Option<crtc::Handle> {
     let current = (connector.current_encoder())
         .and_then(|encoder| card.get_encoder(encoder).ok())
         .and_then(|encoder| encoder.crtc());

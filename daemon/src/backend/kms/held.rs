@@ -36,8 +36,9 @@ impl Panning {
     pub fn of(driver: &str) -> Self {
         match driver {
             "bochs-drm" => Panning::Offset,
-            // hisilicon/hibmc/hibmc_drm_de.c, hibmc_plane_atomic_update
-            "hibmc" => Panning::None,
+            // hisilicon/hibmc/hibmc_drm_de.c, qxl/qxl_display.c, aspeed/aspeed_gfx_crtc.c, fsl-dcu/fsl_dcu_drm_plane.c, and
+            // xen/xen_drm_front_kms.c, whose other side decides.
+            "hibmc" | "qxl" | "aspeed-gfx-drm" | "fsl-dcu-drm" | "xendrm-du" => Panning::None,
             _ => Panning::Source,
         }
     }
@@ -141,7 +142,7 @@ impl Held {
         let (framebuffer, position) = match wanted {
             Shown::Direct { x, y, .. } => {
                 let direct = direct.ok_or(Hidden::Failed(Errno::EINVAL))?;
-                self.piece(direct, panning, size, (x, y))
+                self.piece(choice, direct, panning, size, (x, y))
                     .map_err(Hidden::Failed)?
             }
             Shown::Canvas { mode } => {
@@ -209,6 +210,7 @@ impl Held {
     /// The framebuffer that shows this part of the direct memory, and the position in it.
     fn piece(
         &mut self,
+        choice: &Choice,
         direct: &Direct,
         panning: Panning,
         size: (u32, u32),
@@ -216,15 +218,20 @@ impl Held {
     ) -> Result<(framebuffer::Handle, (u32, u32)), Errno> {
         let width = direct.pitch / 4;
         let fits = |at: u32, size: u32, all: u32| at.checked_add(size).is_some_and(|end| end <= all);
+        // The memory may have more lines than a framebuffer: it is made for larger modes that are converted out of it.
+        let lines = match panning {
+            Panning::Offset => direct.lines,
+            Panning::Source | Panning::None => direct.lines.min(choice.most_lines),
+        };
         if !fits(at.0, size.0, width)
-            || !fits(at.1, size.1, direct.lines)
+            || !fits(at.1, size.1, lines)
             || (panning == Panning::None && at != (0, 0))
         {
             return Err(Errno::EINVAL);
         }
         let (offset, size, position) = match panning {
             Panning::Offset => (at.1 * direct.pitch + at.0 * 4, size, (0, 0)),
-            Panning::Source | Panning::None => (0, (width, direct.lines), at),
+            Panning::Source | Panning::None => (0, (width, lines), at),
         };
         let is_it = |piece: &&Piece| piece.offset == offset && piece.size == size;
         if let Some(piece) = self.pieces.iter().find(is_it) {
