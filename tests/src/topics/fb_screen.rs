@@ -200,7 +200,7 @@ impl Stage {
     fn screenshot(&self) -> anyhow::Result<Picture> {
         let (png, ppm) = ("/tmp/fb_screen.png", "/tmp/fb_screen.ppm");
         let path = self.path.to_str().context("no text")?;
-        run("vidcompat", &["screenshot", path, png], 2 * AT_ONCE)?;
+        run("vidcompat", &["screenshot", "--fb", path, png], 2 * AT_ONCE)?;
         run(
             "ffmpeg",
             &["-y", "-v", "error", "-i", png, "-pix_fmt", "rgb24", ppm],
@@ -261,7 +261,7 @@ fn play(
 }
 
 fn headless() -> anyhow::Result<()> {
-    let mut stage = Stage::new("memory:640x480x16,as=40", Path::new("/dev/fb40"))?;
+    let mut stage = Stage::new("memory:640x480x16,as=20", Path::new("/dev/fb20"))?;
     let var = screens::var(&stage.node)?;
     ensure!(
         (var.xres, var.yres, var.bits_per_pixel) == (640, 480, 16),
@@ -312,8 +312,8 @@ fn shown(screen: Screen, options: &str) -> anyhow::Result<()> {
 }
 
 fn mappings() -> anyhow::Result<()> {
-    let bochs = format!("kms:{},as=41", Screen::Bochs.card()?.display());
-    for (fb, path) in [("memory:640x480x32,as=40", "/dev/fb40"), (&bochs, "/dev/fb41")] {
+    let bochs = format!("kms:{},as=21", Screen::Bochs.card()?.display());
+    for (fb, path) in [("memory:640x480x32,as=20", "/dev/fb20"), (&bochs, "/dev/fb21")] {
         let path = Path::new(path);
         let mut stage = Stage::new(fb, path)?;
         let (mut reader, said) = hand(path, "read")?;
@@ -353,7 +353,7 @@ fn mappings() -> anyhow::Result<()> {
 }
 
 fn wishes() -> anyhow::Result<()> {
-    let stage = Stage::new("memory:640x480x32,as=40", Path::new("/dev/fb40"))?;
+    let stage = Stage::new("memory:640x480x32,as=20", Path::new("/dev/fb20"))?;
     let before = screens::var(&stage.node)?;
     let changes: [(&str, fn(&mut VarScreenInfo)); 8] = [
         ("too wide", |var| var.xres = 641),
