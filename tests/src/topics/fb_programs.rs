@@ -15,7 +15,7 @@ use crate::report::{equal, figure};
 use crate::screens::{Picture, Screen};
 use crate::setup::Test;
 
-use place::Place;
+use place::{GREY, Place};
 
 pub const TESTS: &[(&str, Test)] = &[
     ("fb_programs::qemu_sees_what_is_written", written),
@@ -109,7 +109,8 @@ const VLC: Program = Program {
 };
 const LINKS: Program = Program {
     name: "links2",
-    call: "FRAMEBUFFER=NODE exec links2 -g -driver fb /tmp/fb.png </dev/tty1",
+    // It greets who has no home yet.
+    call: "HOME=$(mktemp -d) FRAMEBUFFER=NODE exec links2 -g -driver fb /tmp/fb.png </dev/tty1",
     seen: Seen::AsReal(0),
     end: End::Signal,
     says: &[],
@@ -154,7 +155,7 @@ fn written() -> anyhow::Result<()> {
         for place in [Place::real, Place::ours, Place::kms] {
             let place = place(screen)?;
             place.wipe()?;
-            let grey = Picture::plain(1280, 800, [0x40; 3]);
+            let grey = Picture::plain(1280, 800, [GREY; 3]);
             place
                 .until("written", &grey, 0, Duration::from_secs(5))
                 .with_context(|| place.log())?;
@@ -175,6 +176,8 @@ fn play(program: &Program, place: &Place, right: Option<&Picture>) -> anyhow::Re
     // Some programs leave the console's cursor switched on.
     fs::write("/dev/tty0", "\x1b[?25l")?;
     place.wipe()?;
+    // What the place before has left is the very picture that is waited for.
+    place.until(name, &Picture::plain(1280, 800, [GREY; 3]), 0, PATIENCE / 4)?;
     let by = match program.seen {
         Seen::Whole(by) | Seen::AsReal(by) => by,
     };

@@ -14,7 +14,7 @@ use crate::screens::{Picture, Screen};
 use crate::shim::Seat;
 
 /// What a screen is full of before a program draws.
-const GREY: u8 = 0x40;
+pub const GREY: u8 = 0x40;
 
 /// A place.
 pub struct Place {
