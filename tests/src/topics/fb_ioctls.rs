@@ -11,7 +11,7 @@ use crate::client::{run, run_any};
 use crate::daemon::Daemon;
 use crate::report::{equal, figure};
 use crate::screens::{Picture, Screen};
-use crate::setup::{Test, both_real};
+use crate::setup::{Test, both_real, is_6_1};
 
 /// For the set `screens`.
 pub const TESTS: &[(&str, Test)] = &[
@@ -170,11 +170,14 @@ fn ioctls(side: &Side) -> anyhow::Result<()> {
 fn io(side: &Side) -> anyhow::Result<()> {
     let _daemon = side.daemon()?;
     let mut lines = 0;
+    // On 6.1 (fb_sys_write) a write that crosses the end says ENOSPC although it has written. A long one comes to us in
+    // pieces, and the kernel gives the program the sum of those that went well.
+    let short: &[&str] = if is_6_1() { &["short"] } else { &[] };
     // Without the shim nobody hears of lseek, and there is no mmap.
-    lines += same(side, "fb_io_cases", &[], false)?.len();
-    lines += same(side, "fb_io_cases-i386", &[], false)?.len();
+    lines += same(side, "fb_io_cases", short, false)?.len();
+    lines += same(side, "fb_io_cases-i386", short, false)?.len();
     for program in ["fb_io_cases", "fb_io_cases-i386", "fb_io_cases-i386-time64"] {
-        lines += same(side, program, &["seek", "map"], true)?.len();
+        lines += same(side, program, &[&["seek", "map"], short].concat(), true)?.len();
     }
     figure(format!(
         "{}: {lines} lines about read, write, lseek and mmap, the same as the real one's",
