@@ -1,5 +1,6 @@
 //! What a screen is at this moment: where its open files, the presenter and `resolve` meet.
 
+use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -75,8 +76,15 @@ impl State {
 }
 
 impl Desk {
-    pub(super) fn new(memory: Memory, rules: Rules, vsync: Arc<dyn Vsync>, presented: bool) -> Self {
-        Self {
+    /// # Errors
+    /// There is not as much memory as `rules` show of it.
+    pub(super) fn new(
+        memory: Memory,
+        rules: Rules,
+        vsync: Arc<dyn Vsync>,
+        presented: bool,
+    ) -> io::Result<Self> {
+        let desk = Self {
             memory,
             vsync,
             presented,
@@ -93,11 +101,24 @@ impl Desk {
             }),
             wake: Condvar::new(),
             settled: Condvar::new(),
-        }
+        };
+        let reserved = desk.reserve(&desk.state().rules);
+        reserved.map_err(|error| io::Error::from_raw_os_error(error.raw()))?;
+        Ok(desk)
     }
 
     pub(super) fn memory(&self) -> &Memory {
         &self.memory
+    }
+
+    /// Makes sure that there is memory for the mode that `rules` have.
+    ///
+    /// # Errors
+    /// `ENOMEM`
+    pub(super) fn reserve(&self, rules: &Rules) -> Result<(), Errno> {
+        let line = rules.fbioget_fscreeninfo().line_length;
+        let lines = rules.fbioget_vscreeninfo().yres_virtual;
+        self.memory.reserve(u64::from(line) * u64::from(lines))
     }
 
     pub(super) fn vsync(&self) -> &dyn Vsync {

@@ -12,7 +12,7 @@ use vidcompat_proto::screen::Put;
 use super::desk::Desk;
 use super::memory::By;
 use crate::backend::framebuffer::FramebufferFile;
-use crate::sys::{CpuUse, page_size};
+use crate::sys::page_size;
 
 /// How long a mode may take to be seen, before a program goes on without.
 const MODE_SET: Duration = Duration::from_secs(2);
@@ -75,7 +75,12 @@ impl FramebufferFile for ScreenFile {
 
     fn fbioput_vscreeninfo(&self, var: &mut VarScreenInfo) -> Result<(), Errno> {
         self.desk.say(MODE_SET, |state| {
+            let before = state.rules.clone();
             let set = state.rules.fbioput_vscreeninfo(var)? == Put::Set;
+            if set && let Err(error) = self.desk.reserve(&state.rules) {
+                state.rules = before;
+                return Err(error);
+            }
             state.wanted |= set;
             Ok(((), set))
         })
@@ -137,14 +142,10 @@ impl FramebufferFile for ScreenFile {
 
     /// As fb_sys_read.
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
-        let memory = self.desk.memory();
-        let Ok(offset) = usize::try_from(offset) else {
-            return Ok(0);
-        };
-        memory.start(CpuUse::Read);
-        let count = memory.bytes().read(offset, buffer);
-        memory.end(CpuUse::Read);
-        Ok(count)
+        self.desk
+            .memory()
+            .read(offset, buffer)
+            .map_err(|error| errno(&error))
     }
 
     /// As fb_sys_write: a part is written where not all has room.
@@ -153,11 +154,11 @@ impl FramebufferFile for ScreenFile {
         if offset > size {
             return Err(EFBIG);
         }
-        let offset = usize::try_from(offset).map_err(|_| EFBIG)?;
-        let memory = self.desk.memory();
-        memory.start(CpuUse::Write);
-        let count = memory.bytes().write(offset, data);
-        memory.end(CpuUse::Write);
+        let count = self
+            .desk
+            .memory()
+            .write(offset, data)
+            .map_err(|error| errno(&error))?;
         if count > 0 {
             self.desk.touch();
         } else if data.len() as u64 > size {
@@ -201,8 +202,12 @@ impl FramebufferFile for ScreenFile {
         let dma_buf = self.desk.memory().dma_buf().ok_or(Errno::ENOTTY)?;
         self.lent();
         let given = dma_buf.try_clone();
-        given.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+        given.map_err(|error| errno(&error))
     }
+}
+
+fn errno(error: &std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
 const EFBIG: Errno = Errno::from_raw(libc::EFBIG);

@@ -3,11 +3,11 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use rustix::fs::{MemfdFlags, Mode, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, SealFlags};
 use vidcompat_proto::Errno;
 
 use crate::backend::output::Direct;
@@ -34,7 +34,8 @@ enum Kind {
         /// Of the same pages, for devices. A program that may write can punch a hole into the memfd, after which the
         /// dma-buf still has the old pages: what devices write is then seen by nobody. It harms that picture only, and the
         /// one seal against it (F_SEAL_WRITE) would keep programs from drawing.
-        dma_buf: Option<Arc<OwnedFd>>,
+        /// Made when it is asked for: it takes all pages of the memfd.
+        dma_buf: OnceLock<Option<Arc<OwnedFd>>>,
     },
     /// What hardware shows.
     Direct {
@@ -76,20 +77,12 @@ impl Memory {
     pub(super) fn shadow(len: u32) -> io::Result<Self> {
         let (file, bytes) = sealed(c"vidcompat-screen", len)?;
         let stat = rustix::fs::fstat(&file)?;
-        let made = File::open("/dev/udmabuf").and_then(|device| udmabuf(device, &file, 0, u64::from(len)));
-        let dma_buf = match made {
-            Ok(fd) => Some(Arc::new(fd)),
-            Err(error) => {
-                tracing::debug!(%error, "a screen's memory cannot be had as a dma-buf");
-                None
-            }
-        };
         Ok(Self {
             bytes,
             kind: Kind::Shadow {
                 // The file that memfd_create has made is not counted among the writers; this one is.
                 file: LeasedFile::new(open_again(&file, libc::O_RDWR)?)?,
-                dma_buf,
+                dma_buf: OnceLock::new(),
             },
             inode: (stat.st_dev, stat.st_ino),
             device_wrote: AtomicBool::new(false),
@@ -124,9 +117,79 @@ impl Memory {
 
     pub(super) fn dma_buf(&self) -> Option<Arc<OwnedFd>> {
         match &self.kind {
-            Kind::Shadow { dma_buf, .. } => dma_buf.clone(),
+            Kind::Shadow { file, dma_buf } => dma_buf.get_or_init(|| self.udmabuf(file.file())).clone(),
             Kind::Direct { dma_buf, .. } => Some(Arc::clone(dma_buf)),
         }
+    }
+
+    fn udmabuf(&self, file: &File) -> Option<Arc<OwnedFd>> {
+        let made = File::open("/dev/udmabuf").and_then(|device| {
+            // A page that nobody has touched since fallocate is cleared when somebody first does (mm/shmem.c, `clear:` in
+            // shmem_get_folio_gfp), after a device may have written to it by way of the udmabuf.
+            Mapping::shared(file, 0, self.bytes.size(), CpuUse::Write)?.populate_write()?;
+            udmabuf(device, file, 0, self.bytes.size() as u64)
+        });
+        match made {
+            Ok(fd) => Some(Arc::new(fd)),
+            Err(error) => {
+                tracing::debug!(%error, "a screen's memory cannot be had as a dma-buf");
+                None
+            }
+        }
+    }
+
+    /// Makes sure that there is memory behind the first `len` bytes, which are going to be shown.
+    ///
+    /// # Errors
+    /// `ENOMEM`, as vfb says where it has too little.
+    pub(super) fn reserve(&self, len: u64) -> Result<(), Errno> {
+        let Kind::Shadow { file, .. } = &self.kind else {
+            return Ok(());
+        };
+        let len = len.min(self.bytes.size() as u64);
+        rustix::fs::fallocate(file.file(), FallocateFlags::empty(), 0, len).map_err(|_| Errno::ENOMEM)
+    }
+
+    /// Copies what is at `offset` to `target`, for a read(2).
+    ///
+    /// # Errors
+    /// The kernel has no memory.
+    pub(super) fn read(&self, offset: u64, target: &mut [u8]) -> io::Result<usize> {
+        let Kind::Shadow { file, .. } = &self.kind else {
+            self.start(CpuUse::Read);
+            let count = self
+                .bytes
+                .read(usize::try_from(offset).unwrap_or(usize::MAX), target);
+            self.end(CpuUse::Read);
+            return Ok(count);
+        };
+        if i64::try_from(offset).is_err() {
+            return Ok(0);
+        }
+        self.start(CpuUse::Read);
+        file.file().read_at(target, offset)
+    }
+
+    /// Copies `source` to `offset`, as much as there is room for, for a write(2).
+    ///
+    /// # Errors
+    /// The kernel has no memory.
+    pub(super) fn write(&self, offset: u64, source: &[u8]) -> io::Result<usize> {
+        let left = (self.bytes.size() as u64).saturating_sub(offset);
+        let len = source.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let source = &source[..len];
+        let Kind::Shadow { file, .. } = &self.kind else {
+            self.start(CpuUse::Write);
+            let count = self
+                .bytes
+                .write(usize::try_from(offset).unwrap_or(usize::MAX), source);
+            self.end(CpuUse::Write);
+            return Ok(count);
+        };
+        if source.is_empty() {
+            return Ok(0);
+        }
+        file.file().write_at(source, offset)
     }
 
     /// What a program maps that has the node open with `access` (`O_ACCMODE`) and asks for these `PROT_*` and `MAP_*`.
@@ -185,6 +248,7 @@ impl Memory {
     fn copy(&self) -> io::Result<Mirror> {
         let len = u32::try_from(self.bytes.size()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let (file, bytes) = sealed(c"vidcompat-screen-copy", len)?;
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, u64::from(len))?;
         let mirror = Mirror { file, bytes };
         self.refresh(&mirror);
         Ok(mirror)
@@ -232,7 +296,7 @@ impl Memory {
         let wrote = self.device_wrote.swap(false, Ordering::AcqRel);
         match &self.kind {
             Kind::Shadow { dma_buf, .. } => {
-                if let Some(dma_buf) = dma_buf.as_ref().filter(|_| wrote) {
+                if let Some(Some(dma_buf)) = dma_buf.get().filter(|_| wrote) {
                     crate::memory::sync(dma_buf.as_fd(), CpuUse::Read);
                 }
             }
@@ -260,18 +324,16 @@ const OF_CARD: u64 = 2;
 /// Of mmap's flags, what kind of mapping it is: shared, private, or shared with flags checked.
 const MAP_TYPE: u32 = 0xf;
 
-/// A memfd that has its length for ever, whose pages are there, and which only root can open anew.
+/// A memfd that has its length for ever, and which only root can open anew. It takes pages when they are touched, or
+/// reserved.
 fn sealed(name: &std::ffi::CStr, len: u32) -> io::Result<(File, SteadyMemory)> {
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     // Who has a file for reading could otherwise open another for writing, through /proc/self/fd.
     rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR)?;
-    rustix::fs::fallocate(&fd, rustix::fs::FallocateFlags::empty(), 0, u64::from(len))?;
+    rustix::fs::ftruncate(&fd, u64::from(len))?;
     // SEAL: a program must not seal it against our writing, or a device's.
     rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // A page that nobody has touched since fallocate is cleared when somebody first does (mm/shmem.c, `clear:` in
-    // shmem_get_folio_gfp), after a device may have written to it by way of its udmabuf.
-    Mapping::shared(&fd, 0, len, CpuUse::Write)?.populate_write()?;
     let bytes = SteadyMemory::map(&fd, len)?;
     Ok((File::from(fd), bytes))
 }

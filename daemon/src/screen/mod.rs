@@ -66,7 +66,7 @@ impl Screen {
                 rules(hardware, &options)?,
                 Arc::new(Paced::new(60_000)),
                 false,
-            );
+            )?;
             return Ok(Arc::new(Self {
                 desk: Arc::new(desk),
                 presenter: None,
@@ -101,7 +101,12 @@ impl Screen {
             direct_pitch,
             size_mm: output.size_mm(),
         };
-        let desk = Arc::new(Desk::new(memory, rules(hardware, options)?, output.vsync(), true));
+        let desk = Arc::new(Desk::new(
+            memory,
+            rules(hardware, options)?,
+            output.vsync(),
+            true,
+        )?);
         let presenter = Presenter::new(&desk, output, options.keep);
         Ok((desk, presenter))
     }
@@ -144,17 +149,14 @@ fn size(memory: &Memory) -> io::Result<u32> {
     u32::try_from(memory.bytes().size()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-/// Memory that the hardware shows as it is, with room for every mode, and for the best one twice; and its pitch. `None`: it is
-/// drawn by conversion.
+/// Memory that the hardware shows as it is, with room for the best mode twice, or once where the card has no more; and its
+/// pitch. A mode that needs more than that is not offered. `None`: what programs draw is copied.
 fn direct(output: &mut dyn Output, modes: &[ScreenMode]) -> Option<(Memory, u32)> {
     let best = modes.first()?;
-    let bytes = |mode: &ScreenMode| u64::from(mode.width) * u64::from(mode.height) * 4;
-    let most = modes.iter().map(bytes).max()?;
-    let lines = most
-        .div_ceil(u64::from(best.width) * 4)
-        .max(u64::from(best.height) * 2);
-    let made = output.direct(0, u32::try_from(lines).ok()?);
-    let made = made.map_err(|error| error.to_string());
+    let twice = output.direct(0, best.height.checked_mul(2)?);
+    let made = twice
+        .or_else(|_| output.direct(0, best.height))
+        .map_err(|error| error.to_string());
     let made = made.and_then(|made| {
         let memory = Memory::direct(&made).map_err(|error| error.to_string())?;
         Ok((memory, made.pitch))

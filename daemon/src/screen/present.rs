@@ -40,6 +40,8 @@ pub(super) struct Presenter {
     /// The front and the back canvas; of direct memory only the first.
     drawn: [Drawn; 2],
     converter: Converter,
+    /// The card has refused to show direct memory as it is: all is drawn on canvases.
+    refused: bool,
     blank: u32,
     tick: Duration,
     /// When the memory was looked at last.
@@ -57,6 +59,7 @@ impl Presenter {
             shown: None,
             drawn: [Drawn::default(), Drawn::default()],
             converter: Converter::default(),
+            refused: false,
             blank: 0,
             tick: IDLE,
             last: Instant::now(),
@@ -131,12 +134,26 @@ impl Presenter {
             return Ok(false);
         }
         let view = &turn.view;
-        let as_it_is = view.direct && ((view.x, view.y) == (0, 0) || self.output.can_pan_direct());
-        let changed = if as_it_is {
-            self.present_direct(turn)?
+        let at_start = (view.x, view.y) == (0, 0);
+        let as_it_is = view.direct && !self.refused && (at_start || self.output.can_pan_direct());
+        let shown = if as_it_is {
+            match self.present_direct(turn) {
+                Err(Hidden::Failed(error)) => {
+                    tracing::warn!(
+                        output = self.output.name(),
+                        %error,
+                        "the card does not show its own memory: what programs draw is copied"
+                    );
+                    self.refused = true;
+                    self.shown = None;
+                    self.present_canvas(turn)
+                }
+                shown => shown,
+            }
         } else {
-            self.present_canvas(turn)?
+            self.present_canvas(turn)
         };
+        let changed = shown?;
         // Also with nothing to tell: this finds out whether we are still to be seen.
         if self.output.needs_damage() {
             self.output.damage(&changed)?;

@@ -397,3 +397,70 @@ fn the_presenter_follows_by_itself_and_gives_the_screen_back_at_the_end() {
     drop(screen);
     assert_eq!(fake.calls().last().map(String::as_str), Some("give_back"));
 }
+
+/// What watching costs, natively: `cargo test --release -p vidcompatd -- --ignored --nocapture cost_of`.
+#[test]
+#[ignore = "measures"]
+fn cost_of_looking_at_four_megabytes() {
+    use crate::screen::convert::{Converter, Source};
+    use crate::screen::drawn::{Drawn, Look};
+    use std::time::Instant;
+    use vidcompat_proto::fourcc::PixelFormat;
+
+    let per = |what: &str, times: u32, act: &mut dyn FnMut()| {
+        act();
+        let begin = Instant::now();
+        (0..times).for_each(|_| act());
+        let each = begin.elapsed() / times;
+        let (at_idle, at_full) = (
+            each.as_secs_f64() * 20.0 * 100.0,
+            each.as_secs_f64() * 60.0 * 100.0,
+        );
+        println!("{what}: {each:?}; {at_idle:.2} % at 20 Hz, {at_full:.2} % at 60 Hz");
+    };
+    for bits in [32, 16, 8] {
+        let screen = Screen::new(options(Some((1280, 800)), bits), None).expect("a screen");
+        let (view, palette) = {
+            let state = screen.desk.state();
+            (state.rules.view(), state.rules.palette())
+        };
+        let look = Look::of(&view, &palette);
+        let mut drawn = Drawn::default();
+        drawn.follow(screen.desk.memory(), &view, &look);
+        per(&format!("{bits} bits, nothing changes"), 200, &mut || {
+            assert!(drawn.follow(screen.desk.memory(), &view, &look).is_empty());
+        });
+        per(&format!("{bits} bits, all changes (copied)"), 100, &mut || {
+            drawn.forget();
+            drawn.follow(screen.desk.memory(), &view, &look);
+        });
+    }
+    let memory = super::super::memory::Memory::shadow(4096).expect("memory");
+    per("asking who else may write", 10_000, &mut || {
+        assert!(!memory.others_may_write())
+    });
+    let palette = [7; 256];
+    let mut target = vec![0; 1280 * 800 * 4];
+    for format in PixelFormat::all() {
+        let bytes = vec![0x5a; 1280 * 800 * format.bytes_per_pixel() as usize];
+        let source = Source {
+            format,
+            palette: &palette,
+            width: 1280,
+            bytes: &bytes,
+        };
+        per(&format!("{format:?} converted"), 50, &mut || {
+            Converter::default().draw(&source, 1, &mut target, 5120)
+        });
+    }
+    let bytes = vec![0x5a; 640 * 400];
+    let source = Source {
+        format: PixelFormat::C8,
+        palette: &palette,
+        width: 640,
+        bytes: &bytes,
+    };
+    per("C8 640x400 doubled", 50, &mut || {
+        Converter::default().draw(&source, 2, &mut target, 5120)
+    });
+}
