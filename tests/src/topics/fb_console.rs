@@ -242,7 +242,7 @@ fn be_busy(fb: &File, acts: &AtomicUsize, stop: &AtomicBool) {
                     sys::ioctl(fb, FBIOPAN_DISPLAY, &mut wanted).err()
                 }
             };
-            if stop.load(Ordering::Relaxed) || done.is_some_and(|error| is_gone(error)) {
+            if stop.load(Ordering::Relaxed) || done.is_some_and(is_gone) {
                 return;
             }
             acts.fetch_add(usize::from(done.is_none()), Ordering::Relaxed);
