@@ -26,7 +26,16 @@ use crate::{helper, sys};
 pub const TESTS: &[(&str, Test)] = &[
     ("fb_console::comes_back_at_the_last_close", || on_each(last_close)),
     ("fb_console::comes_back_at_sigterm", || on_each(sigterm)),
-    ("fb_console::comes_back_when_we_are_killed", || on_each(killed)),
+    ("fb_console::comes_back_when_we_are_killed", || {
+        on(Screen::Virtio, killed)
+    }),
+    // In two, as each may take no more than two minutes: together 100 times.
+    ("fb_console::comes_back_when_we_are_killed_again", || {
+        on(Screen::Virtio, killed)
+    }),
+    ("fb_console::comes_back_when_we_are_killed_on_bochs", || {
+        on(Screen::Bochs, killed)
+    }),
     ("fb_console::a_compositor_is_left_in_peace", || {
         on_each(compositor)
     }),
@@ -45,14 +54,16 @@ const TEXT: &str = "\x1b[?25l\x1b[2J\x1b[Hthis is the console\r\n";
 const PATIENCE: Duration = Duration::from_secs(8);
 
 fn on_each(test: fn(&Console) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    for screen in [Screen::Virtio, Screen::Bochs] {
-        let console = Console::on(screen)?;
-        test(&console).with_context(|| format!("{screen}"))?;
-        console
-            .must_be_back()
-            .with_context(|| format!("{screen}, at last"))?;
-    }
-    Ok(())
+    on(Screen::Virtio, test)?;
+    on(Screen::Bochs, test)
+}
+
+fn on(screen: Screen, test: fn(&Console) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let console = Console::on(screen)?;
+    test(&console).with_context(|| format!("{screen}"))?;
+    console
+        .must_be_back()
+        .with_context(|| format!("{screen}, at last"))
 }
 
 /// The first terminals' text on a card.
@@ -231,7 +242,7 @@ fn be_busy(fb: &File, acts: &AtomicUsize, stop: &AtomicBool) {
                     sys::ioctl(fb, FBIOPAN_DISPLAY, &mut wanted).err()
                 }
             };
-            if stop.load(Ordering::Relaxed) || done.is_some_and(|error| is_gone(error)) {
+            if stop.load(Ordering::Relaxed) || done.is_some_and(is_gone) {
                 return;
             }
             acts.fetch_add(usize::from(done.is_none()), Ordering::Relaxed);
@@ -248,11 +259,7 @@ fn is_gone(error: nix::errno::Errno) -> bool {
 
 /// Killed at random moments of mode sets, flips and pans.
 fn killed(console: &Console) -> anyhow::Result<()> {
-    let times = match (console.screen, is_long()) {
-        (Screen::Virtio, false) => 100,
-        (_, false) => 25,
-        (_, true) => 300,
-    };
+    let times = if is_long() { 200 } else { 50 };
     let (acts, mut shown, mut seen) = (AtomicUsize::new(0), 0, std::collections::BTreeSet::new());
     for time in 0..times {
         let mut daemon = console.daemon()?;

@@ -4,6 +4,16 @@
 //! from a console, never from another master. While another terminal is active, somebody else is master, or the CRTC shows
 //! another picture than ours, we are hidden and hold next to nothing. The legacy calls (SETCRTC, PAGE_FLIP, DIRTYFB) do all
 //! that is needed, on atomic drivers, too.
+//!
+//! What Linux 6.1 and 6.12 do, seen on virtio-gpu and bochs with the console on them:
+//! - A CRTC keeps our framebuffer after DROP_MASTER, whatever the console prints: that goes to the console's own.
+//! - A switch of the terminal, and the console going dark or being woken, show the console's framebuffer at once: GETCRTC
+//!   tells another `fb_id`. While the console is dark, the connector's DPMS property is not on, and we leave it so.
+//! - Another master's mode set is seen by GETCRTC as well.
+//! - When our process is killed and nobody else has the card open, the console is shown (drm_lastclose). Where somebody has
+//!   (logind, say), by the source, the screen is off until the terminal is switched; so it is given back by a mode set
+//!   wherever we end in order, and the card is closed while another terminal is active.
+//! - Neither driver counts vertical blanks (there is no drm_vblank_init in them), and a flip's event comes at once.
 
 mod card;
 mod choose;
