@@ -48,6 +48,33 @@ function latency_row(size, what, real, ours,    a, b, c, d) {
     c = percentile(size, ours, 50); d = percentile(size, ours, 99)
     printf "  %-10s %-30s %8.0f %8.0f %8.0f %8.0f %8.0f %8.0f %8s\n", size, what, a, b, c, d, c - a, d - b, div(c, a)
 }
+# Of a screen: pictures a second as fast as the program can, and CPU of program, daemon and machine at 25 a second.
+function redraw_row(card, what, variant,    fast, paced, idle, real) {
+    fast = "redraw " card "-" variant "-fast"; paced = "redraw " card "-" variant "-paced"; idle = "redraw " card "-" variant "-idle"
+    real = "redraw " card "-real-"
+    if (!n[fast] && !n[paced]) return
+    printf "  %-10s %-30s %8.1f %6s %9.0f %9.0f %9.0f %6s %8s %9.2f %9.2f\n", card, what, median(fast, "rate"),
+        div(median(fast, "rate"), median(real "fast", "rate")), median(paced, "client_us"), median(paced, "daemon_us"), median(paced, "busy_us"),
+        div(median(paced, "client_us") + median(paced, "daemon_us"), median(real "paced", "client_us") + median(real "paced", "daemon_us")),
+        div(median(paced, "busy_us"), median(real "paced", "busy_us")), median(idle, "daemon_us") / 1e4, median(idle, "busy_us") / 1e4
+}
+function redraw_table(    i, cards) {
+    if (!screens) return
+    printf "\n%-43s %8s %6s %9s %9s %9s %6s %8s %9s %9s\n", "Redraw of 1280x800", "a second", "to", "program", "daemon", "machine", "to", "machine", "idle: %", "machine"
+    printf "%-43s %8s %6s %9s %9s %9s %6s %8s %9s %9s\n", "", "at most", "real", "us", "us", "us", "real", "to real", "daemon", "%"
+    split("virtio bochs", cards, " ")
+    for (i = 1; i <= 2; i++) {
+        redraw_row(cards[i], "real node", "real")
+        redraw_row(cards[i], "ours in front of it", "ours")
+        redraw_row(cards[i], "KMS, direct", "kms-direct")
+        redraw_row(cards[i], "KMS, shadow, 32 bits", "kms-shadow")
+        redraw_row(cards[i], "KMS, 16 bits", "kms-16")
+        redraw_row(cards[i], "KMS, 8 bits", "kms-8")
+        redraw_row(cards[i], "KMS, 640x400 doubled", "kms-doubled")
+    }
+    print "  us per picture of 25 a second; idle: the screen is mapped, and nothing drawn; machine: all processors, of 100 %"
+}
+$1 == "redraw" { screens = 1 }
 {
     key = $1 " " $2 ($1 == "stream" ? " " $3 : "")
     n[key]++
@@ -58,6 +85,7 @@ $1 == "calls" && $3 !~ /^(copied-bytes|switches)$/ && $4 >= 0.05 { total[$2] += 
 $1 == "copy" { copies[++copy_count] = "copy " $2 }
 END {
     printf "vidcompat bench, Linux %s in QEMU without KVM: read ratios, not times. Medians of rounds that took turns.\n\n", kernel
+    if (alone) { redraw_table(); exit }
     printf "%-43s %8s %8s %8s %-19s %6s %6s %8s\n", "CPU per frame, us", "real", "real", "ours", "= client + daemon", "to", "to", "machine"
     printf "%-43s %8s %8s %8s %-19s %6s %6s %8s\n", "", "mmap", "userptr", "", "", "userptr", "mmap", ""
     split("640x480 1920x1080", order, " ")
@@ -103,6 +131,7 @@ END {
         calls["blocking", "read(cuse)"], calls["poll", "read(cuse)"]
     printf "Of the daemon, per frame:\n  blocking: %.1f thread switches, %.1f system calls:%s\n  poll: %.1f thread switches, %.1f system calls:%s\n",
         calls["blocking", "switches"], total["blocking"], list["blocking"], calls["poll", "switches"], total["poll"], list["poll"]
+    redraw_table()
     printf "\nMemory of the daemon, KiB           idle  streaming 4 x 1080p   after\n"
     split("rss dma_buf threads fds", kinds, " ")
     label["rss"] = "VmRSS"; label["dma_buf"] = "heap buffers"; label["threads"] = "threads (number)"; label["fds"] = "descriptors (number)"

@@ -5,6 +5,7 @@
 //   has OFFSET FILE    says `yes` if the bytes there are the file's, else `no`
 //   close              closes the node; the mapping stays; says `done`
 #define _GNU_SOURCE
+#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fb.h>

@@ -245,8 +245,9 @@ static void maps(void)
 		memset(arrays[which], CANARY, ENTRIES * 2);
 		munmap(arrays[which] + ENTRIES, PAGE);
 	}
-	/* One state to begin with. */
+	/* One state to begin with. True colours may have 16 entries that can be changed. */
 	put_map(0, 256, 0);
+	put_map(0, 16, 0);
 	for (at = 0; at < LENGTHS; at++) {
 		get_map(0, lengths[at], 0);
 		get_map(0, lengths[at], 1);

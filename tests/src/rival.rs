@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use drm::Device as _;
 use drm::buffer::DrmFourcc;
-use drm::control::{Device as _, connector, crtc, framebuffer};
+use drm::control::{Device as _, connector, crtc};
 
 /// A card that was opened.
 #[derive(Debug)]
@@ -31,13 +31,6 @@ impl Card {
         Ok(Self(file))
     }
 
-    /// Opens it to look, and to be master of nothing.
-    pub fn look(path: &Path) -> anyhow::Result<Self> {
-        let card = Self::open(path)?;
-        let _ = card.release_master_lock();
-        Ok(card)
-    }
-
     /// The connector with a monitor, and its CRTC.
     pub fn screen(&self) -> anyhow::Result<(connector::Info, crtc::Handle)> {
         let resources = self.resource_handles()?;
@@ -51,13 +44,7 @@ impl Card {
         anyhow::bail!("no monitor")
     }
 
-    /// What its CRTC shows.
-    pub fn shown(&self) -> anyhow::Result<Option<framebuffer::Handle>> {
-        let (_, crtc) = self.screen()?;
-        Ok(self.get_crtc(crtc)?.framebuffer())
-    }
-
-    /// Who has made that, as far as debugfs tells: `[fbcon]`, or a program.
+    /// Who has made what the card shows, as far as debugfs tells: `[fbcon]`, or a program.
     pub fn painter(path: &Path) -> anyhow::Result<String> {
         let name = path
             .file_name()

@@ -1,7 +1,6 @@
 //! The screens of this guest: which framebuffer is which, what QEMU shows a person of each card, and pictures.
 //!
 //! What is done with a screen, and what is right, is none of this module's business.
-#![allow(dead_code)]
 
 use std::fmt;
 use std::fs::{self, File};
@@ -206,12 +205,6 @@ impl Picture {
             height,
             rgb: rgb.to_vec(),
         })
-    }
-
-    /// As a PPM file.
-    pub fn to_ppm(&self) -> Vec<u8> {
-        let header = format!("P6\n{} {}\n255\n", self.width, self.height);
-        [header.as_bytes(), &self.rgb].concat()
     }
 
     /// The color at a place.

@@ -108,6 +108,23 @@ impl Seat {
         }
     }
 
+    /// A path, as it is.
+    pub fn at(name: &'static str, path: PathBuf) -> Self {
+        Self {
+            name,
+            path,
+            before: vec![],
+        }
+    }
+
+    /// A path through `vidcompat run`.
+    pub fn run_at(name: &'static str, path: PathBuf) -> Self {
+        Self {
+            before: ["vidcompat", "run", "--quiet", "--"].map(String::from).to_vec(),
+            ..Self::at(name, path)
+        }
+    }
+
     /// The words of a program's call, `NODE` in them being the node.
     pub fn words(&self, words: &[&str]) -> Vec<String> {
         let path = self.path.display().to_string();

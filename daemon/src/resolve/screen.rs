@@ -14,6 +14,9 @@ use super::{Access, CopyBy, Flush, Found, Importable, Kind, Look};
 use crate::backend::framebuffer::ScreenMemory;
 use crate::sys::Vma;
 
+/// As fdinfo calls who makes dma-bufs of memfds.
+const UDMABUF: &str = "udmabuf";
+
 /// `st_dev` and `st_ino` of what programs map.
 type Key = (u64, u64);
 
@@ -28,29 +31,13 @@ impl Screens {
         screens.push((key, Arc::downgrade(memory)));
     }
 
-    /// The screen whose memory, or the dma-buf of it, is mapped there, and that dma-buf.
-    fn find(&self, vma: &Vma) -> Option<Mapped> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    /// The screen whose memory is mapped there.
+    fn find(&self, vma: &Vma) -> Option<Arc<dyn ScreenMemory>> {
+        let screens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (vma.st_dev(), vma.inode);
-        all.into_iter().find_map(|(of_memory, memory)| {
-            let memory = memory.upgrade()?;
-            let dma_buf = memory.dma_buf();
-            let of_dma_buf = dma_buf.as_ref().and_then(|fd| rustix::fs::fstat(fd).ok());
-            let is_dma_buf = of_dma_buf.is_some_and(|stat| (stat.st_dev, stat.st_ino) == key);
-            (is_dma_buf || of_memory == key).then(|| Mapped {
-                memory: Arc::downgrade(&memory),
-                dma_buf,
-                is_dma_buf,
-            })
-        })
+        let (_, memory) = screens.iter().find(|(of_memory, _)| *of_memory == key)?;
+        memory.upgrade()
     }
-}
-
-struct Mapped {
-    memory: Weak<dyn ScreenMemory>,
-    dma_buf: Option<Arc<OwnedFd>>,
-    /// It is the dma-buf that is mapped.
-    is_dma_buf: bool,
 }
 
 /// See the module.
@@ -62,20 +49,16 @@ impl Kind for Screen {
     }
 
     fn find(&self, look: &Look<'_>, vma: &Vma, range: &Range<u64>) -> Option<Found> {
-        let Mapped {
-            memory,
-            dma_buf,
-            is_dma_buf,
-        } = look.own.screens().find(vma)?;
-        let (found, place) = match dma_buf {
-            Some(dma_buf) if is_dma_buf => direct(look, &dma_buf, vma, range)?,
-            dma_buf => {
+        let memory = look.own.screens().find(vma)?;
+        let (found, place) = match vma.name.starts_with(b"/dmabuf:") {
+            true => direct(look, &*memory.dma_buf()?, vma, range)?,
+            false => {
                 let place = vma.offset.checked_add(range.start - vma.start)?;
-                (shadow(look, dma_buf, place, range), Some(place))
+                (shadow(look, &*memory, place, range), Some(place))
             }
         };
         let flush = |place| Flush::Screen {
-            memory,
+            memory: Arc::downgrade(&memory),
             bytes: place..place + (range.end - range.start),
         };
         Some(Found {
@@ -98,12 +81,16 @@ fn direct(look: &Look<'_>, dma_buf: &OwnedFd, vma: &Vma, range: &Range<u64>) -> 
     Some((found, place))
 }
 
-/// A memfd of ours is mapped, from its byte `place` on.
-fn shadow(look: &Look<'_>, dma_buf: Option<Arc<OwnedFd>>, place: u64, range: &Range<u64>) -> Found {
-    let import = dma_buf
-        .ok_or_else(|| "there is no dma-buf of its memory (no /dev/udmabuf)".to_owned())
-        .and_then(|dma_buf| Importable::of(look, dma_buf, place))
-        .and_then(|importable| udmabuf_may_be_wrong(look.importer).map(|()| importable));
+/// A memfd of ours is mapped, from its byte `place` on. That it is to be had as a dma-buf costs memory, so what speaks
+/// against an import comes first.
+fn shadow(look: &Look<'_>, memory: &dyn ScreenMemory, place: u64, range: &Range<u64>) -> Found {
+    let import = look
+        .may_import(UDMABUF)
+        .and_then(|()| udmabuf_may_be_wrong(look.importer))
+        .and_then(|()| {
+            let none = || "there is no dma-buf of its memory (no /dev/udmabuf)".to_owned();
+            Importable::of(look, memory.dma_buf().ok_or_else(none)?, place)
+        });
     let touched = look.client.touch(range.start);
     Found {
         import,
@@ -217,8 +204,8 @@ mod tests {
     }
 
     #[test]
-    fn a_shadows_udmabuf_is_imported_from_where_the_range_begins_and_known_where_it_is_mapped() {
-        // A udmabuf, where the kernel has that; the rest is about its policy.
+    fn a_shadows_udmabuf_is_imported_from_where_the_range_begins() {
+        // Where the kernel has that.
         let file = File::from(
             memfd_create(c"screen", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).expect("a memfd"),
         );
@@ -237,12 +224,6 @@ mod tests {
         own.add_screen(key(&file), &memory);
         let found = find(&own, &file, 4096, 0, 4096, Access::Write).expect("a screen");
         assert_eq!(found.import.expect("allowed").offset, 4096);
-        let dma_buf = screen.dma_buf.as_ref().expect("as above");
-        let dma_buf = File::from(dma_buf.try_clone().expect("a descriptor"));
-        let found = find(&own, &dma_buf, 4096, 0, 4096, Access::Write).expect("the same screen");
-        assert!(matches!(found.copy, Ok(CopyBy::Object { sync: true, .. })));
-        found.flush.expect("somebody to tell").run().expect("it is there");
-        assert_eq!(*screen.told.lock().expect("nobody panics"), [(4096, 8192)]);
     }
 
     #[test]

@@ -123,8 +123,12 @@ impl Memory {
     }
 
     fn udmabuf(&self, file: &File) -> Option<Arc<OwnedFd>> {
-        let made =
-            File::open("/dev/udmabuf").and_then(|device| udmabuf(device, file, 0, self.bytes.size() as u64));
+        let made = File::open("/dev/udmabuf").and_then(|device| {
+            // A page that nobody has touched since fallocate is cleared when somebody first does (mm/shmem.c, `clear:` in
+            // shmem_get_folio_gfp), after a device may have written to it by way of the udmabuf.
+            Mapping::shared(file, 0, self.bytes.size(), CpuUse::Write)?.populate_write()?;
+            udmabuf(device, file, 0, self.bytes.size() as u64)
+        });
         match made {
             Ok(fd) => Some(Arc::new(fd)),
             Err(error) => {
@@ -330,9 +334,6 @@ fn sealed(name: &std::ffi::CStr, len: u32) -> io::Result<(File, SteadyMemory)> {
     // SEAL: a program must not seal it against our writing, or a device's.
     rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // A page that nobody has touched since fallocate is cleared when somebody first does (mm/shmem.c, `clear:` in
-    // shmem_get_folio_gfp), after a device may have written to it by way of its udmabuf.
-    Mapping::shared(&fd, 0, len, CpuUse::Write)?.populate_write()?;
     let bytes = SteadyMemory::map(&fd, len)?;
     Ok((File::from(fd), bytes))
 }

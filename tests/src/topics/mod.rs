@@ -14,6 +14,9 @@ mod edid;
 mod errnos;
 mod fallback;
 mod faults;
+mod fb_attacks;
+mod fb_console;
+mod fb_ioctls;
 mod fb_programs;
 mod fb_scene;
 mod fb_screen;
@@ -107,6 +110,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             over_time::TESTS,
             pinning::TESTS,
             attacks::TESTS,
+            fb_ioctls::VESA,
             kernel_log::TESTS,
         ],
         Set::Shim => &[
@@ -121,9 +125,13 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             kernel_log::TESTS,
         ],
         Set::Screens => &[
+            fb_ioctls::TESTS,
             fb_programs::TESTS,
+            fb_programs::settings::TESTS,
             fb_screen::TESTS,
             fb_scene::TESTS,
+            fb_attacks::TESTS,
+            fb_console::TESTS,
             kernel_log::TESTS,
         ],
         Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],

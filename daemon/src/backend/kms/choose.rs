@@ -1,8 +1,11 @@
 //! Which connector, CRTC and modes of a card are used, and modes in fbdev's terms.
 
 use std::io;
+use std::ops::{Bound, RangeBounds as _};
 
-use drm::control::{Device as _, Mode as DrmMode, ModeFlags, ModeTypeFlags, connector, crtc, property};
+use drm::control::{
+    Device as _, Mode as DrmMode, ModeFlags, ModeTypeFlags, ResourceHandles, connector, crtc, property,
+};
 
 use super::KmsError;
 use super::card::Card;
@@ -32,6 +35,8 @@ pub struct Choice {
     pub drm_modes: Vec<DrmMode>,
     /// The same, as fbdev has it.
     pub modes: Vec<Mode>,
+    /// Lines that a framebuffer may have.
+    pub most_lines: u32,
     /// Millimetres.
     pub size_mm: Option<(u32, u32)>,
 }
@@ -79,16 +84,20 @@ pub fn choose(card: &Card, path: &str, name: Option<&str>) -> Result<Choice, Kms
         dpms: property_called(card, info.handle(), "DPMS"),
         modes: drm_modes.iter().map(mode).collect(),
         drm_modes,
+        most_lines: most_lines(&resources),
         size_mm: info.size(),
     })
 }
 
+fn most_lines(resources: &ResourceHandles) -> u32 {
+    match resources.supported_fb_height().end_bound() {
+        Bound::Included(most) => *most,
+        Bound::Excluded(_) | Bound::Unbounded => u32::MAX,
+    }
+}
+
 /// The one it is on, else one that shows nothing, else any that can.
-fn crtc_for(
-    card: &Card,
-    resources: &drm::control::ResourceHandles,
-    connector: &connector::Info,
-) -> Option<crtc::Handle> {
+fn crtc_for(card: &Card, resources: &ResourceHandles, connector: &connector::Info) -> Option<crtc::Handle> {
     let current = (connector.current_encoder())
         .and_then(|encoder| card.get_encoder(encoder).ok())
         .and_then(|encoder| encoder.crtc());
@@ -180,5 +189,115 @@ fn refresh_mhz(mode: &DrmMode) -> u32 {
     match rate.checked_div(pixels).map(u32::try_from) {
         Some(Ok(rate)) if rate > 0 => rate,
         _ => 60_000,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use drm_ffi::drm_mode_modeinfo as Raw;
+
+    use super::*;
+
+    const PREFERRED: u32 = 8;
+    const INTERLACE: u32 = 0x10;
+
+    /// CEA-861 video format 16: 1920x1080 at 60 Hz, both pulses positive.
+    fn full_hd() -> Raw {
+        Raw {
+            clock: 148_500,
+            hdisplay: 1920,
+            hsync_start: 2008,
+            hsync_end: 2052,
+            htotal: 2200,
+            vdisplay: 1080,
+            vsync_start: 1084,
+            vsync_end: 1089,
+            vtotal: 1125,
+            flags: 5,
+            ..Raw::default()
+        }
+    }
+
+    fn of_size(hdisplay: u16, vdisplay: u16) -> Raw {
+        Raw {
+            hdisplay,
+            vdisplay,
+            ..full_hd()
+        }
+    }
+
+    #[test]
+    fn a_mode_has_the_timing_that_fbset_would_print() {
+        let mode = mode(&full_hd().into());
+        assert_eq!((mode.width, mode.height, mode.refresh_mhz), (1920, 1080, 60_000));
+        let expected = Timing {
+            pixclock: 6734,
+            left_margin: 148,
+            right_margin: 88,
+            upper_margin: 36,
+            lower_margin: 4,
+            hsync_len: 44,
+            vsync_len: 5,
+            sync: FB_SYNC_HOR_HIGH_ACT | FB_SYNC_VERT_HIGH_ACT,
+            vmode: 0,
+        };
+        assert_eq!(mode.timing, expected);
+        // What lies in a line and in a picture is all of it.
+        let timing = mode.timing;
+        let line = mode.width + timing.left_margin + timing.right_margin + timing.hsync_len;
+        let lines = mode.height + timing.upper_margin + timing.lower_margin + timing.vsync_len;
+        assert_eq!((line, lines), (2200, 1125));
+    }
+
+    #[test]
+    fn half_pictures_come_twice_as_often() {
+        let interlaced = Raw {
+            clock: 74_250,
+            flags: 5 | INTERLACE,
+            ..full_hd()
+        };
+        let mode = mode(&interlaced.into());
+        assert_eq!(mode.refresh_mhz, 60_000);
+        assert_eq!(mode.timing.vmode, FB_VMODE_INTERLACED);
+    }
+
+    #[test]
+    fn a_mode_without_timing_is_taken_for_60_pictures_a_second() {
+        let bare = Raw {
+            hdisplay: 640,
+            vdisplay: 480,
+            ..Raw::default()
+        };
+        let mode = mode(&bare.into());
+        assert_eq!(mode.refresh_mhz, 60_000);
+        assert_eq!(mode.timing, Timing::default());
+    }
+
+    #[test]
+    fn the_preferred_mode_comes_first_and_each_size_once() {
+        let modes = [
+            of_size(3840, 2160),
+            Raw {
+                flags: 5 | INTERLACE,
+                ..of_size(1920, 1080)
+            },
+            of_size(1920, 1080),
+            Raw {
+                clock: 60_000,
+                ..of_size(1920, 1080)
+            },
+            Raw {
+                type_: PREFERRED,
+                ..of_size(1280, 800)
+            },
+            of_size(1280, 800),
+            of_size(0, 0),
+            of_size(640, 480),
+        ];
+        let usable = usable_modes(&modes.map(DrmMode::from));
+        let sizes: Vec<(u16, u16)> = usable.iter().map(DrmMode::size).collect();
+        assert_eq!(sizes, [(1280, 800), (3840, 2160), (1920, 1080), (640, 480)]);
+        assert!(!usable[2].flags().contains(ModeFlags::INTERLACE));
+        assert_eq!(usable[2].clock(), 148_500);
     }
 }

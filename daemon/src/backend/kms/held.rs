@@ -36,8 +36,9 @@ impl Panning {
     pub fn of(driver: &str) -> Self {
         match driver {
             "bochs-drm" => Panning::Offset,
-            // hisilicon/hibmc/hibmc_drm_de.c, hibmc_plane_atomic_update
-            "hibmc" => Panning::None,
+            // hisilicon/hibmc/hibmc_drm_de.c, qxl/qxl_display.c, aspeed/aspeed_gfx_crtc.c, fsl-dcu/fsl_dcu_drm_plane.c, and
+            // xen/xen_drm_front_kms.c, whose other side decides.
+            "hibmc" | "qxl" | "aspeed-gfx-drm" | "fsl-dcu-drm" | "xendrm-du" => Panning::None,
             _ => Panning::Source,
         }
     }
@@ -141,7 +142,7 @@ impl Held {
         let (framebuffer, position) = match wanted {
             Shown::Direct { x, y, .. } => {
                 let direct = direct.ok_or(Hidden::Failed(Errno::EINVAL))?;
-                self.piece(direct, panning, size, (x, y))
+                self.piece(choice, direct, panning, size, (x, y))
                     .map_err(Hidden::Failed)?
             }
             Shown::Canvas { mode } => {
@@ -209,6 +210,7 @@ impl Held {
     /// The framebuffer that shows this part of the direct memory, and the position in it.
     fn piece(
         &mut self,
+        choice: &Choice,
         direct: &Direct,
         panning: Panning,
         size: (u32, u32),
@@ -216,15 +218,20 @@ impl Held {
     ) -> Result<(framebuffer::Handle, (u32, u32)), Errno> {
         let width = direct.pitch / 4;
         let fits = |at: u32, size: u32, all: u32| at.checked_add(size).is_some_and(|end| end <= all);
+        // The memory may have more lines than a framebuffer: it is made for larger modes that are converted out of it.
+        let lines = match panning {
+            Panning::Offset => direct.lines,
+            Panning::Source | Panning::None => direct.lines.min(choice.most_lines),
+        };
         if !fits(at.0, size.0, width)
-            || !fits(at.1, size.1, direct.lines)
+            || !fits(at.1, size.1, lines)
             || (panning == Panning::None && at != (0, 0))
         {
             return Err(Errno::EINVAL);
         }
         let (offset, size, position) = match panning {
             Panning::Offset => (at.1 * direct.pitch + at.0 * 4, size, (0, 0)),
-            Panning::Source | Panning::None => (0, (width, direct.lines), at),
+            Panning::Source | Panning::None => (0, (width, lines), at),
         };
         let is_it = |piece: &&Piece| piece.offset == offset && piece.size == size;
         if let Some(piece) = self.pieces.iter().find(is_it) {
@@ -501,5 +508,52 @@ impl PlanarBuffer for Part {
 
     fn offsets(&self) -> [u32; 4] {
         [self.offset, 0, 0, 0]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rect(x: u32, y: u32, width: u32, height: u32) -> Rect {
+        Rect { x, y, width, height }
+    }
+
+    fn corners(clips: &[ClipRect]) -> Vec<(u16, u16, u16, u16)> {
+        clips
+            .iter()
+            .map(|clip| (clip.x1(), clip.y1(), clip.x2(), clip.y2()))
+            .collect()
+    }
+
+    #[test]
+    fn damage_is_told_where_it_is_in_the_framebuffer() {
+        let told = clips(&[rect(1, 2, 3, 4), rect(0, 0, 1, 1)], (10, 800));
+        assert_eq!(corners(&told), [(11, 802, 14, 806), (10, 800, 11, 801)]);
+    }
+
+    #[test]
+    fn no_damage_is_the_smallest_that_can_be_told() {
+        assert_eq!(corners(&clips(&[], (5, 5))), [(0, 0, 1, 1)]);
+    }
+
+    #[test]
+    fn more_rectangles_than_the_kernel_takes_become_one_around_them() {
+        let many: Vec<Rect> = (0..300).map(|y| rect(y, y * 2, 4, 1)).collect();
+        assert_eq!(corners(&clips(&many, (0, 0))), [(0, 0, 303, 599)]);
+        assert_eq!(clips(&many[..256], (0, 0)).len(), 256);
+    }
+
+    #[test]
+    fn a_rectangle_too_far_away_ends_at_the_edge_of_the_format() {
+        let told = clips(&[rect(u32::MAX, 7, u32::MAX, 70_000)], (u32::MAX, 0));
+        assert_eq!(corners(&told), [(u16::MAX, 7, u16::MAX, u16::MAX)]);
+    }
+
+    #[test]
+    fn bochs_is_panned_by_framebuffers_and_others_by_the_source_position() {
+        assert_eq!(Panning::of("bochs-drm"), Panning::Offset);
+        assert_eq!(Panning::of("virtio_gpu"), Panning::Source);
+        assert_eq!(Panning::of("hibmc"), Panning::None);
     }
 }

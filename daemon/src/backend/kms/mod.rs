@@ -443,3 +443,28 @@ impl Drop for Kms {
         self.give_back();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn blanking_is_what_fbdev_drivers_of_cards_make_of_it() {
+        assert_eq!([0, 1, 2, 3, 4].map(dpms), [0, 1, 2, 1, 3]);
+    }
+
+    #[test]
+    fn what_is_no_card_is_refused_with_a_sentence() {
+        let said = |path| {
+            open(Path::new(path), None)
+                .map(drop)
+                .map_err(|error| error.to_string())
+        };
+        let no_card = "/dev/null is no graphics card: give a primary node, /dev/dri/cardN";
+        assert_eq!(said("/dev/null"), Err(no_card.to_owned()));
+        let missing = "/nowhere/card0: No such file or directory (os error 2)";
+        assert_eq!(said("/nowhere/card0"), Err(missing.to_owned()));
+    }
+}

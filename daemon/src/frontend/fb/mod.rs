@@ -4,6 +4,8 @@ mod cmap;
 mod file;
 mod ioctl;
 mod position;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
