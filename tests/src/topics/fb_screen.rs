@@ -246,11 +246,14 @@ fn play(
             .with_context(|| format!("{what}, mapped"))?;
         let (memory, picture) = drawing(*format, size, line, seed + 100);
         stage.node.write_all_at(&memory, u64::from(size.1 * line))?;
-        let seen = look(stage, &format!("screen-{at}-beside"))?;
-        ensure!(
-            seen.must_be(&right(&picture)).is_err(),
-            "{what}: what is beside is seen"
-        );
+        // Once is enough: a picture takes a while.
+        if at == 0 {
+            let seen = look(stage, &format!("screen-{at}-beside"))?;
+            ensure!(
+                seen.must_be(&right(&picture)).is_err(),
+                "{what}: what is beside is seen"
+            );
+        }
         stage.pan(var, size.1)?;
         std::thread::sleep(Duration::from_millis(200));
         let seen = look(stage, &format!("screen-{at}-panned"))?;
