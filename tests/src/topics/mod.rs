@@ -144,6 +144,17 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
 /// What takes long to load or to wait for, and is the same on every kernel: one is enough, but for long runs.
 const ON_ONE_KERNEL: &[&str] = &[
     "attacks::memory_cut_into_thousands_of_mappings_costs_the_daemon_little",
+    "fb_programs::directfb",
+    "fb_programs::directfb_lists",
+    "fb_programs::fbset_sets_on_vfb",
+    "fb_programs::fim",
+    "fb_programs::gstreamer",
+    "fb_programs::links2",
+    "fb_programs::mplayer",
+    "fb_programs::qt_5",
+    "fb_programs::sdl_1_2",
+    "fb_programs::stress_ng",
+    "fb_programs::vlc_as_an_ordinary_user",
     "programs32::captures_are_the_picture",
     "programs32::captures_of_two_planes_are_the_same",
     "nodes::select_gives_the_same_sets_for_each_kind",

@@ -43,7 +43,14 @@ fn fbset_asks() -> anyhow::Result<()> {
             let programs = ["fbset", "fbset-i386"];
             let [wide, narrow] = programs.map(|program| say(&place, &format!("{program} -i -fb NODE")));
             let (wide, narrow) = (wide?, narrow?);
-            equal(&wide, &narrow).with_context(|| format!("32 bits {}, {screen}", place.seat.name))?;
+            // Of an address 32 bits are left.
+            let same = |lines: &[String]| -> Vec<String> {
+                let lines = lines.iter().filter(|line| !line.contains("Address"));
+                lines.cloned().collect()
+            };
+            equal(&same(&wide), &same(&narrow))
+                .with_context(|| format!("32 bits {}, {screen}", place.seat.name))?;
+            let wide = [wide, narrow].concat();
             Ok::<_, anyhow::Error>(wide)
         });
         let native = native?;
@@ -103,8 +110,8 @@ fn fbset_sets_on_a_card() -> anyhow::Result<()> {
     let whole = picture()?;
     for screen in [Screen::Virtio, Screen::Bochs] {
         let place = Place::kms(screen)?;
-        // ffmpeg's name for the format, and how far a color may be off.
-        for (depth, format, by) in [(16, "rgb565le", 8), (24, "bgr24", 0), (32, "bgra", 0)] {
+        // ffmpeg's name for the format, and how far a color may be off: 5 bits are left of 8, and it rounds as it likes.
+        for (depth, format, by) in [(16, "rgb565le", 16), (24, "bgr24", 0), (32, "bgra", 0)] {
             place.wipe()?;
             let set = say(&place, &format!("fbset -fb NODE -g 1280 800 1280 800 {depth}"))?;
             ensure!(set == ["exit status: 0"], "{depth} bits: {set:?}");
