@@ -89,7 +89,7 @@ fn color(format: Format, pixel: u32) -> [u8; 3] {
     }
     format.1.map(|(offset, length)| {
         let bits = (pixel >> offset & ((1 << length) - 1)) << (8 - length);
-        (bits | bits >> length) as u8
+        u8::try_from(bits | bits >> length).expect("eight bits")
     })
 }
 
@@ -358,7 +358,8 @@ fn mappings() -> anyhow::Result<()> {
 fn wishes() -> anyhow::Result<()> {
     let stage = Stage::new("memory:640x480x32,as=20", Path::new("/dev/fb20"))?;
     let before = screens::var(&stage.node)?;
-    let changes: [(&str, fn(&mut VarScreenInfo)); 8] = [
+    type Change = (&'static str, fn(&mut VarScreenInfo));
+    let changes: [Change; 8] = [
         ("too wide", |var| var.xres = 641),
         ("too high", |var| var.yres = 481),
         ("too small", |var| var.xres = 7),
