@@ -81,10 +81,6 @@ pub struct FbCounters {
     pub frames: u64,
     /// FBIOPAN_DISPLAY that were shown.
     pub pans: u64,
-    /// Bytes of memory that were compared with what was last shown.
-    pub compared_bytes: u64,
-    /// Bytes of memory that were converted for the output.
-    pub converted_bytes: u64,
     /// Times that the hardware was told of damage.
     pub damages: u64,
 }
@@ -393,8 +389,6 @@ pub(super) mod tests {
                 counters: FbCounters {
                     frames: 120,
                     pans: 3,
-                    compared_bytes: 5 << 29,
-                    converted_bytes: 1 << 20,
                     damages: 118,
                 },
                 files: vec![file(1), file(2)],

@@ -231,7 +231,7 @@ vidcompatd 0.1.0, process 412, 2 devices, 3 framebuffers
 /dev/fb1 for kms:/dev/dri/card1 (virtio_gpu): 2 open files
   640x400 of 640x800, 16 bits (RGB565), 1280 bytes a line, 7.8 MiB shadow memory, dma-buf by udmabuf
   converted for 1280x800, hidden: another program is master of the card
-  shown 120 times, 3 pans, 118 damages told; 2.5 GiB compared, 1.0 MiB converted
+  shown 120 times, 3 pans, 118 damages told
   file 1: process 900 (fbi)
   file 2: process 900 (fbi)
 

@@ -65,15 +65,8 @@ fn counters(counters: FbCounters) -> Option<String> {
     let FbCounters {
         frames,
         pans,
-        compared_bytes,
-        converted_bytes,
         damages,
     } = counters;
-    (counters != FbCounters::default()).then(|| {
-        format!(
-            "shown {frames} times, {pans} pans, {damages} damages told; {} compared, {} converted",
-            size(compared_bytes),
-            size(converted_bytes)
-        )
-    })
+    (counters != FbCounters::default())
+        .then(|| format!("shown {frames} times, {pans} pans, {damages} damages told"))
 }

@@ -13,6 +13,7 @@ use super::convert::{Converter, SHOWN, Source};
 use super::memory::Memory;
 use crate::backend::framebuffer::{Picture, ScreenMemory};
 use crate::backend::output::Vsync;
+use crate::observe::model::FbCounters;
 use crate::sys::CpuUse;
 
 /// See the module.
@@ -45,6 +46,18 @@ pub(super) struct State {
     /// The memory was changed, as far as anybody has told.
     pub(super) touched: bool,
     pub(super) stop: bool,
+    /// What the presenter has to tell.
+    pub(super) seen: Seen,
+}
+
+/// What became of it on the output.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen {
+    /// `None`: no program has drawn, or the last one has gone.
+    pub(super) shown: Option<bool>,
+    /// Why it is not.
+    pub(super) hidden: Option<String>,
+    pub(super) counters: FbCounters,
 }
 
 /// What a presenter has to know to show a screen once.
@@ -98,6 +111,7 @@ impl Desk {
                 done: 0,
                 touched: false,
                 stop: false,
+                seen: Seen::default(),
             }),
             wake: Condvar::new(),
             settled: Condvar::new(),
@@ -105,6 +119,10 @@ impl Desk {
         let reserved = desk.reserve(&desk.state().rules);
         reserved.map_err(|error| io::Error::from_raw_os_error(error.raw()))?;
         Ok(desk)
+    }
+
+    pub(super) fn is_presented(&self) -> bool {
+        self.presented
     }
 
     pub(super) fn memory(&self) -> &Memory {
@@ -213,8 +231,11 @@ impl Desk {
     }
 
     /// The presenter has followed up to `said`.
-    pub(super) fn settle(&self, said: u64) {
-        self.state().done = said;
+    pub(super) fn settle(&self, said: u64, seen: &Seen) {
+        let mut state = self.state();
+        state.done = said;
+        state.seen = seen.clone();
+        drop(state);
         self.settled.notify_all();
     }
 

@@ -107,6 +107,10 @@ impl Memory {
         })
     }
 
+    pub(super) fn is_direct(&self) -> bool {
+        matches!(self.kind, Kind::Direct { .. })
+    }
+
     pub(super) fn inode(&self) -> (u64, u64) {
         self.inode
     }

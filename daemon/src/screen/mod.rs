@@ -8,6 +8,7 @@ mod file;
 mod memory;
 mod paced;
 mod present;
+mod status;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use self::paced::Paced;
 use self::present::Presenter;
 use crate::backend::framebuffer::{Framebuffer, FramebufferFile, Picture, ScreenMemory};
 use crate::backend::output::{Mode, Output};
+use crate::observe::model;
 
 /// What the operator wants of a screen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,6 +139,10 @@ impl Framebuffer for Screen {
 
     fn picture(&self) -> Result<Picture, String> {
         Ok(self.desk.picture())
+    }
+
+    fn status(&self) -> model::Framebuffer {
+        self.desk.status()
     }
 }
 

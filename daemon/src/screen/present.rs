@@ -12,7 +12,7 @@ use vidcompat_proto::Errno;
 use vidcompat_proto::screen::View;
 
 use super::convert::Converter;
-use super::desk::{Desk, Turn};
+use super::desk::{Desk, Seen, Turn};
 use super::drawn::{Drawn, Look, rect};
 use crate::backend::output::{Hidden, Output, Rect};
 
@@ -48,6 +48,8 @@ pub(super) struct Presenter {
     last: Instant,
     /// What the operator was told of.
     told: Option<Errno>,
+    /// For `vidcompat status`.
+    seen: Seen,
 }
 
 impl Presenter {
@@ -64,6 +66,7 @@ impl Presenter {
             tick: IDLE,
             last: Instant::now(),
             told: None,
+            seen: Seen::default(),
         }
     }
 
@@ -76,7 +79,8 @@ impl Presenter {
                 break;
             };
             next = self.step(&turn).map(|wait| Instant::now() + wait);
-            self.desk.settle(turn.said);
+            self.seen.shown = turn.wanted.then_some(self.shown.is_some());
+            self.desk.settle(turn.said, &self.seen);
         }
     }
 
@@ -154,6 +158,9 @@ impl Presenter {
             self.present_canvas(turn)
         };
         let changed = shown?;
+        self.seen.hidden = None;
+        self.seen.counters.frames += u64::from(!changed.is_empty());
+        self.seen.counters.damages += u64::from(!changed.is_empty() && self.output.needs_damage());
         // Also with nothing to tell: this finds out whether we are still to be seen.
         if self.output.needs_damage() {
             self.output.damage(&changed)?;
@@ -180,7 +187,7 @@ impl Presenter {
         }
         if is_new {
             self.output.show_direct(view.fit.mode, view.x, view.y)?;
-            self.shown = Some(wanted);
+            self.count(wanted);
             return Ok(Vec::new());
         }
         if !self.output.needs_damage() {
@@ -204,14 +211,14 @@ impl Presenter {
                 self.draw(turn, true)?;
                 self.output.flip(mode)?;
                 self.drawn.swap(0, 1);
-                self.shown = Some(wanted);
+                self.count(wanted);
                 Ok(Vec::new())
             }
             _ => {
                 self.drawn.iter_mut().for_each(Drawn::forget);
                 self.draw(turn, false)?;
                 self.output.show_canvas(mode)?;
-                self.shown = Some(wanted);
+                self.count(wanted);
                 Ok(Vec::new())
             }
         }
@@ -231,8 +238,19 @@ impl Presenter {
         Ok(drawn.draw(self.desk.memory(), view, &look, &mut self.converter, &mut canvas))
     }
 
+    /// It is shown now, which it was not, or another part of it.
+    fn count(&mut self, wanted: Shown) {
+        self.seen.counters.frames += 1;
+        self.seen.counters.pans += u64::from(self.shown.is_some());
+        self.shown = Some(wanted);
+    }
+
     fn hide(&mut self, hidden: Hidden) {
         self.shown = None;
+        self.seen.hidden = Some(match hidden {
+            Hidden::Busy => "somebody else has the card, or another terminal is active".to_owned(),
+            Hidden::Failed(error) => format!("the card says {error}"),
+        });
         if let Hidden::Failed(error) = hidden
             && self.told != Some(error)
         {

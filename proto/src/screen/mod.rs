@@ -130,6 +130,13 @@ impl Rules {
         Ok(rules)
     }
 
+    /// Pixels and lines of the hardware's mode.
+    #[must_use]
+    pub fn shown_size(&self) -> (u32, u32) {
+        let mode = self.hardware.modes.get(self.fit.mode);
+        mode.map_or((0, 0), |mode| (mode.width, mode.height))
+    }
+
     /// `FBIOGET_VSCREENINFO`
     #[must_use]
     pub fn fbioget_vscreeninfo(&self) -> VarScreenInfo {

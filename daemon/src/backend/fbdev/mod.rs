@@ -15,6 +15,7 @@ use vidcompat_proto::Errno;
 use vidcompat_proto::abi::fb::{ColorMap, Con2FbMap, FixScreenInfo, VarScreenInfo, Vblank};
 
 use super::framebuffer::{Framebuffer, FramebufferFile, Picture};
+use crate::observe::model;
 use crate::sys::{self, fbio};
 
 /// See the module.
@@ -23,6 +24,9 @@ pub struct RealFramebuffer {
     path: PathBuf,
     /// Does the driver look at WAITFORVSYNC's argument?
     needs_crtc: Arc<OnceLock<bool>>,
+    /// Who it says it is, and how much memory it has: what does not change. The rest would have to be asked of a driver that
+    /// may hang.
+    status: model::Framebuffer,
 }
 
 impl RealFramebuffer {
@@ -32,10 +36,16 @@ impl RealFramebuffer {
     /// It cannot be opened, or does not answer as a framebuffer does.
     pub fn new(path: &Path) -> io::Result<Self> {
         let file = open(path, libc::O_RDONLY)?;
-        fbio::get_fscreeninfo(&file)?;
+        let fix = fbio::get_fscreeninfo(&file)?;
+        let id = fix.id.split(|byte| *byte == 0).next().unwrap_or_default();
         Ok(Self {
             path: path.to_owned(),
             needs_crtc: Arc::default(),
+            status: model::Framebuffer {
+                driver: String::from_utf8_lossy(id).into_owned(),
+                memory_bytes: u64::from(fix.smem_len),
+                ..model::Framebuffer::default()
+            },
         })
     }
 }
@@ -86,6 +96,10 @@ impl Framebuffer for RealFramebuffer {
         picture::picture(&var, &fix, &cmap, |offset, bytes| {
             file.read_exact_at(bytes, offset).map_err(|error| failed(&error))
         })
+    }
+
+    fn status(&self) -> model::Framebuffer {
+        self.status.clone()
     }
 }
 

@@ -41,7 +41,7 @@ impl Stage {
     fn step(&mut self) -> (Option<Duration>, Vec<String>) {
         let turn = self.desk.state().turn();
         let next = self.presenter.step(&turn);
-        self.desk.settle(turn.said);
+        self.desk.settle(turn.said, &crate::screen::desk::Seen::default());
         (next, self.fake.calls())
     }
 }
