@@ -62,11 +62,17 @@ const CALLS: [Call; 12] = [
     call(393, 3, true, true),
 ];
 
+/// Each is some 20 ms of looking at a thread that runs.
+const PATIENCE: usize = 100;
+
 /// The offset that thread `tid`, blocked in reading or writing, has given; `None`: it reads or writes where the file is, or
 /// that cannot be found out.
 #[must_use]
 pub fn given_offset(tid: u32) -> Option<u64> {
-    parse(&blocked_call(tid)?)
+    // A busy machine may leave a thread without a processor before it has gone to sleep in its call, and for long; bytes
+    // at another place than it has said would be worse than waiting.
+    let call = (0..PATIENCE).find_map(|_| blocked_call(tid))?;
+    parse(&call)
 }
 
 fn parse(text: &str) -> Option<u64> {

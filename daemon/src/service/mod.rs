@@ -86,7 +86,8 @@ pub fn run(options: &Options) -> Result<(), ServiceError> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(ServiceError::System)?;
         let (report_end, mut ended) = mpsc::unbounded_channel();
         let device_options = DeviceOptions {
-            heap: heap(),
+            // Framebuffers need none.
+            heap: if options.devices.is_empty() { None } else { heap() },
             budget: Budget::new(options.memory_total(), options.memory_per_client),
             policy: Arc::new(Policy::new(options.imports.clone())),
             own: Arc::new(OwnBuffers::default()),

@@ -292,7 +292,15 @@ impl Held {
         {
             let drm_mode = choice.drm_modes.get(mode).ok_or(Errno::EINVAL)?;
             let size = (u32::from(drm_mode.size().0), u32::from(drm_mode.size().1));
-            let both = [self.paint(size)?, self.paint(size)?];
+            let first = self.paint(size)?;
+            let both = match self.paint(size) {
+                Ok(second) => [first, second],
+                Err(error) => {
+                    let _ = self.card.destroy_framebuffer(first.framebuffer);
+                    let _ = self.card.close_buffer(first.pixels.handle());
+                    return Err(error);
+                }
+            };
             let new = Canvases { mode, both, front: 0 };
             self.old.extend(
                 self.canvases
@@ -393,20 +401,10 @@ impl Held {
         }
     }
 
-    /// Somebody else's picture is on the screen: what we show, if ever again, is drawn anew.
-    pub fn forget_pictures(&mut self) {
-        self.old.extend(
-            self.canvases
-                .take()
-                .map(|canvases| canvases.both)
-                .into_iter()
-                .flatten(),
-        );
-        self.ours = None;
-        self.drop_unused();
-        for piece in std::mem::take(&mut self.pieces) {
-            let _ = self.card.destroy_framebuffer(piece.framebuffer);
-        }
+    /// Is the front canvas what the CRTC was last made to show?
+    pub fn shows_front(&self) -> bool {
+        let front = |canvases: &Canvases| canvases.both[canvases.front].framebuffer;
+        self.ours.is_some() && self.canvases.as_ref().map(front) == self.ours
     }
 
     /// A framebuffer that is removed while it is shown takes the picture with it, so only others are.

@@ -33,12 +33,14 @@ use drm::{Device as _, DriverCapability};
 use vidcompat_proto::Errno;
 
 use super::output::{Canvas, Direct, Hidden, Mode, Output, Rect, Vsync};
-use crate::sys::{CpuUse, Mapping, prime_export};
+use crate::sys::{CpuUse, Mapping, is_in_graphics_mode, prime_export};
 use card::{Card, errno};
 use choose::Choice;
 use held::{Held, Panning, Shown};
 use vsync::Blanks;
 
+/// How long a terminal in graphics mode is left to a compositor that may want it.
+const SETTLED: Duration = Duration::from_secs(1);
 /// How often a hidden output looks whether its turn has come.
 const LOOK: Duration = Duration::from_millis(250);
 /// The same where our picture is still to be seen and only cannot be changed.
@@ -151,6 +153,8 @@ struct Kms {
     held: Option<Held>,
     /// The virtual terminal that is ours, from the first picture until the screen is given back.
     home: Option<String>,
+    /// Another one that is active, since when, and whether we have tried to be shown there.
+    abroad: Option<(String, Instant, bool)>,
     /// What is shown. `None` while hidden.
     shown: Option<Shown>,
     /// When to look again whether it is our turn, or still is.
@@ -173,6 +177,7 @@ impl Kms {
             choice,
             held: None,
             home: None,
+            abroad: None,
             shown: None,
             look: None,
             blank: 0,
@@ -185,8 +190,28 @@ impl Kms {
     }
 
     /// Is the terminal ours? If none is yet, the active one would be.
-    fn is_home(&self) -> bool {
-        self.home.is_none() || turn::active_terminal() == self.home
+    ///
+    /// A program may take another terminal after it has mapped the framebuffer (SDL 1.2 does), and puts that into graphics
+    /// mode. So does a compositor, which becomes the card's master at once: so a terminal in graphics mode is tried once, after
+    /// some time, and if nobody is master then, it is ours from then on.
+    fn is_home(&mut self) -> bool {
+        let active = turn::active_terminal();
+        if self.home.is_none() || active == self.home {
+            self.abroad = None;
+            return true;
+        }
+        let Some(active) = active else { return false };
+        match &mut self.abroad {
+            Some((name, since, tried)) if *name == active => {
+                let may = !*tried && since.elapsed() >= SETTLED && is_in_graphics_mode();
+                *tried |= may;
+                may
+            }
+            abroad => {
+                *abroad = Some((active, Instant::now(), false));
+                false
+            }
+        }
     }
 
     /// The card, opened if it is not.
@@ -208,16 +233,23 @@ impl Kms {
         self.vsync.set_card(Weak::new());
         if let Some(held) = &mut self.held {
             if self.home.is_some() && turn::active_terminal() != self.home {
-                // The console may have missed its turn, if it came while we were master.
-                held.restore(&self.choice);
+                // The console may have missed its turn, if it came while we were master. A compositor wants to be master in
+                // this moment, and shows what it has by itself.
+                if !is_in_graphics_mode() {
+                    held.restore(&self.choice);
+                }
                 self.held = None;
             } else if why != Hidden::Busy {
+                // Else closing the card would switch the screen off where somebody else has it open.
+                held.restore(&self.choice);
                 self.held = None;
             } else if matches!(held.is_ours(self.choice.crtc), Ok(true)) {
                 // Somebody has opened the card, and is its master until he drops that or closes it.
                 again = GLANCE;
             } else {
-                held.forget_pictures();
+                // Who has opened the card beside a master could never become one, and would keep the console from coming
+                // back when that master goes (drm_auth.c, `drm_master_check_perm`; drm_file.c, `drm_release`).
+                self.held = None;
             }
         }
         self.look = Some(Instant::now() + again);
@@ -226,6 +258,10 @@ impl Kms {
 
     /// Finds out, from time to time, whether what we show is still to be seen.
     fn watch(&mut self) -> Result<(), Hidden> {
+        // Before each act: whoever has the terminal now may want to be master in this moment.
+        if self.shown.is_some() && !self.is_home() {
+            return Err(self.hide(Hidden::Busy));
+        }
         if self.is_too_early() {
             return if self.shown.is_some() {
                 Ok(())
@@ -238,11 +274,11 @@ impl Kms {
             _ => Ok(false),
         };
         match is_ours {
-            Ok(true) if self.is_home() => {
+            Ok(true) => {
                 self.look = Some(Instant::now() + WATCH);
                 Ok(())
             }
-            Ok(_) => Err(self.hide(Hidden::Busy)),
+            Ok(false) => Err(self.hide(Hidden::Busy)),
             Err(why) => Err(self.hide(why)),
         }
     }
@@ -250,7 +286,12 @@ impl Kms {
     fn show(&mut self, wanted: Shown) -> Result<(), Hidden> {
         if self.shown.is_some() {
             self.watch()?;
-            if self.shown == Some(wanted) {
+            let is_there = match wanted {
+                Shown::Direct { .. } => true,
+                // Its canvases may be new ones, after a mode that the card has refused.
+                Shown::Canvas { .. } => self.held.as_ref().is_some_and(Held::shows_front),
+            };
+            if self.shown == Some(wanted) && is_there {
                 return Ok(());
             }
         } else if self.is_too_early() {
@@ -293,9 +334,7 @@ impl Kms {
         if let Some(mode) = self.choice.modes.get(wanted.mode()) {
             self.vsync.set_refresh(mode.refresh_mhz);
         }
-        if self.home.is_none() {
-            self.home = turn::active_terminal();
-        }
+        self.home = turn::active_terminal();
         self.look = Some(Instant::now() + WATCH);
         Ok(())
     }
@@ -327,7 +366,10 @@ impl Output for Kms {
 
     fn direct(&mut self, mode: usize, lines: u32) -> Result<Direct, Errno> {
         let width = self.choice.modes.get(mode).ok_or(Errno::EINVAL)?.width;
-        let opened = Card::open(&self.path, |card| -> io::Result<Direct> {
+        // None of this needs a master, which somebody else may want to be.
+        let (card, ()) =
+            Card::open(&self.path, |_| Ok::<(), io::Error>(())).map_err(|error| errno(&error))?;
+        let make = |card: &Card| -> io::Result<Direct> {
             let buffer = card.create_dumb_buffer((width, lines), DrmFourcc::Xrgb8888, 32)?;
             let dma_buf = prime_export(card, buffer.handle().into())?;
             let size = u64::from(buffer.pitch()) * u64::from(lines);
@@ -340,8 +382,8 @@ impl Output for Kms {
                 lines,
                 size,
             })
-        });
-        let (_, direct) = opened.map_err(|error| errno(&error))?;
+        };
+        let direct = make(&card).map_err(|error| errno(&error))?;
         self.direct = Some(direct.clone());
         Ok(direct)
     }
@@ -426,7 +468,8 @@ impl Output for Kms {
             (Some(held), 0) if was != 0 => held
                 .show(&self.choice, self.panning, self.direct.as_ref(), shown)
                 .and_then(|()| held.dpms(&self.choice, 0)),
-            (Some(held), level) => held.dpms(&self.choice, dpms(level)),
+            // A monitor that cannot be switched off shows what it shows.
+            (Some(held), level) => return held.dpms(&self.choice, dpms(level)),
         };
         done.map_err(|why| self.hide(why))
     }
@@ -438,6 +481,7 @@ impl Output for Kms {
         }
         self.held = None;
         self.home = None;
+        self.abroad = None;
         self.shown = None;
         self.look = None;
         self.blank = 0;
