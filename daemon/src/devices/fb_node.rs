@@ -46,7 +46,7 @@ pub enum FbNodeError {
     #[error("/dev/fb0 to /dev/fb{} exist already, so there is no name for another framebuffer", NUMBERS - 1)]
     NoName,
     /// The same thing twice.
-    #[error("{0} is given twice")]
+    #[error("{0} is given twice; a card has one framebuffer of ours")]
     Twice(String),
     /// Our own node.
     #[error(transparent)]

@@ -1,6 +1,6 @@
 //! FBIOGETCMAP and FBIOPUTCMAP: a struct with pointers to three or four arrays (fbcmap.c).
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, TryLockError};
 
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::ClientAbi;
@@ -99,7 +99,12 @@ pub(super) fn put(behind: &dyn FramebufferFile, round: &Round<'_>, areas: Areas)
     let pointers = &cmap.arrays[..if transp == 0 { 3 } else { 4 }];
     let (_alone, fetched);
     let arrays = if cmap.len > MOST_ENTRIES {
-        _alone = LARGE.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not waited for: its memory may be a file system's that never answers.
+        _alone = match LARGE.try_lock() {
+            Ok(alone) => alone,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err(Errno::ENOMEM),
+        };
         fetched = fetch(round.tid, pointers, entries * 2)?;
         &fetched
     } else {

@@ -5,6 +5,8 @@
 //! one round to the next, and between them the program may have changed what it points to: each round begins from what it
 //! has now.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::ClientAbi;
 use vidcompat_proto::abi::fb::compat::{FIX_WRITTEN, FixScreenInfo32};
@@ -162,6 +164,7 @@ pub(super) fn fbio(file: &FbFile, row: &Row, round: &Round<'_>) -> Result<Next, 
         Fbio::Waitforvsync if !is_there && behind.needs_crtc() => Ok(Next::Again(areas)),
         Fbio::Waitforvsync => {
             let crtc = if is_there { round.given()? } else { 0 };
+            let _waits = Waiting::new().ok_or(Errno::ENOMEM)?;
             behind.fbio_waitforvsync(crtc).map(|()| Next::Done(Vec::new()))
         }
         Fbio::GetDmabuf if !round.has_shim => Err(Errno::ENOTTY),
@@ -220,4 +223,28 @@ fn fix_of_32_bits(behind: &dyn FramebufferFile, round: &Round<'_>) -> Result<Nex
             .copied()
             .collect(),
     ))
+}
+
+/// Of all nodes: each keeps a thread for as long as a refresh takes, of which a node has 128.
+const MOST_WAITING: usize = 64;
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+/// A call that waits for a vertical blank.
+struct Waiting;
+
+impl Waiting {
+    /// `None`: so many wait that others would not be served.
+    fn new() -> Option<Self> {
+        if WAITING.fetch_add(1, Ordering::Relaxed) < MOST_WAITING {
+            return Some(Self);
+        }
+        WAITING.fetch_sub(1, Ordering::Relaxed);
+        None
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        WAITING.fetch_sub(1, Ordering::Relaxed);
+    }
 }
