@@ -102,6 +102,8 @@ pub trait Output: Send {
     /// Can another part of the direct memory be shown than its first lines? Where not, [`Output::show_direct`] is given 0, 0
     /// only, and a panned picture is drawn on canvases.
     fn can_pan_direct(&self) -> bool;
+    /// Does the hardware's driver hold the direct memory at this moment, so that it counts among those who have it?
+    fn holds_direct(&self) -> bool;
     /// Would a console come back if the screen were given back? Where none would, a picture may as well stay.
     fn has_console(&self) -> bool;
 

@@ -43,6 +43,10 @@ pub(super) struct State {
     pub(super) said: u64,
     /// Up to where the presenter has followed.
     pub(super) done: u64,
+    /// What the card said if it refused that.
+    pub(super) failed: Option<Errno>,
+    /// Of what was said, the last mode.
+    pub(super) mode_said: u64,
     /// The memory was changed, as far as anybody has told.
     pub(super) touched: bool,
     pub(super) stop: bool,
@@ -109,6 +113,8 @@ impl Desk {
                 wanted: false,
                 said: 0,
                 done: 0,
+                failed: None,
+                mode_said: 0,
                 touched: false,
                 stop: false,
                 seen: Seen::default(),
@@ -191,6 +197,41 @@ impl Desk {
         Ok(answer)
     }
 
+    /// As [`Desk::say`] of a mode. Where the card refuses it, the rules are again what they were before.
+    ///
+    /// # Errors
+    /// What `act` or the card says. That it is not our turn on the card is no error: it is shown later.
+    pub(super) fn say_mode(
+        &self,
+        most: Duration,
+        act: impl FnOnce(&mut State) -> Result<bool, Errno>,
+    ) -> Result<(), Errno> {
+        let said = self.say(most, |state| {
+            let before = state.rules.clone();
+            let set = act(state).inspect_err(|_| state.rules = before.clone())?;
+            if set {
+                // As `say` is going to count it.
+                state.mode_said = state.said + 1;
+            }
+            Ok((set.then(|| (state.mode_said, before)), set))
+        })?;
+        let Some((said, before)) = said else {
+            return Ok(());
+        };
+        let mut state = self.state();
+        // Another mode has been set since, or has not been tried yet.
+        if state.mode_said != said || state.done < said {
+            return Ok(());
+        }
+        let Some(error) = state.failed.take() else {
+            return Ok(());
+        };
+        state.rules = before;
+        state.said += 1;
+        self.wake.notify_all();
+        Err(error)
+    }
+
     /// The presenter waits until there is something to do, at most until `deadline`, but does nothing before `earliest`
     /// about memory that was changed. `None`: it is to end.
     pub(super) fn wait(&self, earliest: Instant, deadline: Option<Instant>) -> Option<Turn> {
@@ -220,19 +261,22 @@ impl Desk {
         }
     }
 
-    /// Nobody is left: the next program finds a screen that is on.
-    pub(super) fn left(&self) {
+    /// Nobody is left: the next program finds a screen that is on. `false`: somebody has come, and may have drawn.
+    pub(super) fn left(&self) -> bool {
         let mut state = self.state();
-        if state.files == 0 {
-            state.wanted = false;
-            // Never refused.
-            let _ = state.rules.fbioblank(0);
+        if state.files > 0 || state.touched {
+            return false;
         }
+        state.wanted = false;
+        // Never refused.
+        let _ = state.rules.fbioblank(0);
+        true
     }
 
-    /// The presenter has followed up to `said`.
-    pub(super) fn settle(&self, said: u64, seen: &Seen) {
+    /// The presenter has followed up to `said`, or the card has refused that.
+    pub(super) fn settle(&self, said: u64, seen: &Seen, failed: Option<Errno>) {
         let mut state = self.state();
+        state.failed = failed;
         state.done = said;
         state.seen = seen.clone();
         drop(state);

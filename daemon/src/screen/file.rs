@@ -74,15 +74,13 @@ impl FramebufferFile for ScreenFile {
     }
 
     fn fbioput_vscreeninfo(&self, var: &mut VarScreenInfo) -> Result<(), Errno> {
-        self.desk.say(MODE_SET, |state| {
-            let before = state.rules.clone();
+        self.desk.say_mode(MODE_SET, |state| {
             let set = state.rules.fbioput_vscreeninfo(var)? == Put::Set;
-            if set && let Err(error) = self.desk.reserve(&state.rules) {
-                state.rules = before;
-                return Err(error);
+            if set {
+                self.desk.reserve(&state.rules)?;
             }
             state.wanted |= set;
-            Ok(((), set))
+            Ok(set)
         })
     }
 

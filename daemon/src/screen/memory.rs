@@ -40,7 +40,7 @@ enum Kind {
     /// What hardware shows.
     Direct {
         dma_buf: Arc<OwnedFd>,
-        /// fdinfo's count with nobody but us and the card while that shows it.
+        /// fdinfo's count with nobody but us.
         count: Option<u64>,
         mirror: Mutex<Option<Mirror>>,
     },
@@ -98,7 +98,7 @@ impl Memory {
         Ok(Self {
             bytes,
             kind: Kind::Direct {
-                count: count(&dma_buf).map(|count| count + OF_CARD),
+                count: count(&dma_buf),
                 dma_buf,
                 mirror: Mutex::new(None),
             },
@@ -227,14 +227,14 @@ impl Memory {
         .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
     }
 
-    /// May anybody but us write to it, so that it has to be watched? Of direct memory this is known only while it is shown, and
-    /// for what has outlived the node's file: before that, whoever has mapped it is counted.
-    pub(super) fn others_may_write(&self) -> bool {
+    /// May anybody but us write to it, so that it has to be watched? `card`: the card holds direct memory now
+    /// ([`crate::backend::output::Output::holds_direct`]).
+    pub(super) fn others_may_write(&self, card: bool) -> bool {
         match &self.kind {
             Kind::Shadow { file, .. } => file.others_may_write(),
             Kind::Direct {
                 dma_buf, count: ours, ..
-            } => ours.is_none() || count(dma_buf) > *ours,
+            } => others_hold(count(dma_buf), *ours, card),
         }
     }
 
@@ -360,6 +360,12 @@ fn count(dma_buf: &OwnedFd) -> Option<u64> {
     field(&fdinfo, "count")?.parse().ok()
 }
 
+/// Does anybody hold a dma-buf but us, who are `ours` of those that are counted, and the card? Who cannot tell says yes.
+fn others_hold(counted: Option<u64>, ours: Option<u64>, card: bool) -> bool {
+    let most = ours.map(|ours| ours + if card { OF_CARD } else { 0 });
+    counted.is_none_or(|counted| most.is_none_or(|most| counted > most))
+}
+
 /// As many bytes as are needed and whole pages, at most what a framebuffer can say.
 pub(super) fn whole_pages(len: u64) -> io::Result<u32> {
     let page = page_size()? as u64;
@@ -368,7 +374,7 @@ pub(super) fn whole_pages(len: u64) -> io::Result<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::{By, Memory};
+    use super::{By, Memory, others_hold};
     use crate::sys::{CpuUse, Mapping};
     use std::fs::File;
     use std::os::fd::AsRawFd;
@@ -400,15 +406,29 @@ mod tests {
     #[test]
     fn what_a_program_has_mapped_is_watched_until_it_is_gone() {
         let memory = Memory::shadow(8192).expect("memory");
-        assert!(!memory.others_may_write());
+        assert!(!memory.others_may_write(false));
         let reader = memory.lend(libc::O_RDONLY, 1, SHARED).expect("a file");
         let writer = memory.lend(libc::O_RDWR, WRITE, SHARED).expect("a file");
         let mapping = Mapping::shared(&writer.fd, 0, 8192, CpuUse::Write).expect("mapped");
         drop(writer);
-        assert!(memory.others_may_write());
+        assert!(memory.others_may_write(false));
         drop(mapping);
         drop(reader);
-        assert!(!memory.others_may_write());
+        assert!(!memory.others_may_write(false));
+    }
+
+    #[test]
+    fn the_card_counts_among_those_who_hold_direct_memory_only_while_it_does() {
+        let held = |counted, card| others_hold(Some(counted), Some(2), card);
+        assert_eq!(
+            [2, 3, 4, 5].map(|counted| held(counted, false)),
+            [false, true, true, true]
+        );
+        assert_eq!(
+            [2, 3, 4, 5].map(|counted| held(counted, true)),
+            [false, false, false, true]
+        );
+        assert!(others_hold(None, Some(2), false) && others_hold(Some(2), None, true));
     }
 
     #[test]

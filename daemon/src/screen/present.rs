@@ -48,6 +48,8 @@ pub(super) struct Presenter {
     last: Instant,
     /// What the operator was told of.
     told: Option<Errno>,
+    /// The card has refused to show what was to be shown in the last step.
+    pub(super) failed: Option<Errno>,
     /// For `vidcompat status`.
     seen: Seen,
 }
@@ -66,6 +68,7 @@ impl Presenter {
             tick: IDLE,
             last: Instant::now(),
             told: None,
+            failed: None,
             seen: Seen::default(),
         }
     }
@@ -80,13 +83,14 @@ impl Presenter {
             };
             next = self.step(&turn).map(|wait| Instant::now() + wait);
             self.seen.shown = turn.wanted.then_some(self.shown.is_some());
-            self.desk.settle(turn.said, &self.seen);
+            self.desk.settle(turn.said, &self.seen, self.failed);
         }
     }
 
     /// Shows what is to be seen now: when to look again, if nobody says anything.
     pub(super) fn step(&mut self, turn: &Turn) -> Option<Duration> {
         self.last = Instant::now();
+        self.failed = None;
         let memory = Arc::clone(&self.desk);
         memory.memory().refresh_mirror(turn.mirrors > 0);
         let mirrors = (turn.mirrors > 0).then_some(IDLE);
@@ -94,8 +98,11 @@ impl Presenter {
             return mirrors;
         }
         // Asked before the memory is looked at: what the last one draws before it goes is seen.
-        let drawn_on = turn.lent > 0 || self.desk.memory().others_may_write();
+        let drawn_on = turn.lent > 0 || self.desk.memory().others_may_write(self.output.holds_direct());
         let presented = self.present(turn);
+        if let Err(Hidden::Failed(error)) = presented {
+            self.failed = Some(error);
+        }
         if turn.files == 0 && !drawn_on {
             self.leave();
             return self.shown.map(|_| WATCH);
@@ -264,10 +271,13 @@ impl Presenter {
         if self.shown.is_some() && self.keep.unwrap_or_else(|| !self.output.has_console()) {
             return;
         }
+        // Before the screen is given back: who comes now is seen.
+        if !self.desk.left() {
+            return;
+        }
         self.output.give_back();
         self.shown = None;
         self.blank = 0;
-        self.desk.left();
     }
 }
 

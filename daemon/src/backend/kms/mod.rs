@@ -148,6 +148,8 @@ struct Kms {
     choice: Choice,
     panning: Panning,
     direct: Option<Direct>,
+    /// The opened card that the direct memory was given to, and that holds it until it is closed.
+    importer: Weak<Card>,
     vsync: Arc<Blanks>,
     /// While the card is open.
     held: Option<Held>,
@@ -173,6 +175,7 @@ impl Kms {
             panning: Panning::of(&driver),
             driver,
             direct: None,
+            importer: Weak::new(),
             vsync: Arc::new(Blanks::new(choice.pipe, refresh)),
             choice,
             held: None,
@@ -320,7 +323,11 @@ impl Kms {
             }
         }
         if self.blank == 0 || is_new {
-            held.show(&self.choice, self.panning, self.direct.as_ref(), wanted)?;
+            let shown = held.show(&self.choice, self.panning, self.direct.as_ref(), wanted);
+            if matches!(wanted, Shown::Direct { .. }) && !matches!(shown, Err(Hidden::Failed(_))) {
+                self.importer = Arc::downgrade(&held.card);
+            }
+            shown?;
             if self.blank != 0 {
                 held.dpms(&self.choice, dpms(self.blank))?;
             }
@@ -390,6 +397,10 @@ impl Output for Kms {
 
     fn can_pan_direct(&self) -> bool {
         self.panning != Panning::None
+    }
+
+    fn holds_direct(&self) -> bool {
+        self.importer.strong_count() > 0
     }
 
     fn has_console(&self) -> bool {

@@ -19,6 +19,8 @@ pub(super) struct Seen {
     pub(super) calls: Vec<String>,
     /// What the next calls answer that show something.
     pub(super) hidden: Option<Hidden>,
+    /// A mode that the card does not take, and what it says then.
+    pub(super) refused: Option<(usize, Errno)>,
     pub(super) console: bool,
     pub(super) needs_damage: bool,
     pub(super) pans: bool,
@@ -140,6 +142,10 @@ impl Output for FakeOutput {
         self.fake.seen().pans
     }
 
+    fn holds_direct(&self) -> bool {
+        true
+    }
+
     fn has_console(&self) -> bool {
         self.fake.seen().console
     }
@@ -151,7 +157,11 @@ impl Output for FakeOutput {
 
     fn show_canvas(&mut self, mode: usize) -> Result<(), Hidden> {
         self.fake.seen().canvas.clone_from(&self.canvases[self.front]);
-        self.fake.shows(format!("show_canvas {mode}"), Shows::Canvas)
+        let told = self.fake.shows(format!("show_canvas {mode}"), Shows::Canvas);
+        match self.fake.seen().refused {
+            Some((refused, error)) if refused == mode => Err(Hidden::Failed(error)),
+            _ => told,
+        }
     }
 
     fn canvas(&mut self, mode: usize, back: bool) -> Result<Canvas<'_>, Errno> {

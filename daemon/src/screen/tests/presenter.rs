@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use vidcompat_proto::abi::fb::ColorMap;
+use vidcompat_proto::Errno;
+use vidcompat_proto::abi::fb::{ColorMap, VarScreenInfo};
 
 use super::fake::{Fake, FakeOutput, HEIGHT, WIDTH};
 use super::{options, put};
@@ -41,7 +42,8 @@ impl Stage {
     fn step(&mut self) -> (Option<Duration>, Vec<String>) {
         let turn = self.desk.state().turn();
         let next = self.presenter.step(&turn);
-        self.desk.settle(turn.said, &crate::screen::desk::Seen::default());
+        let seen = crate::screen::desk::Seen::default();
+        self.desk.settle(turn.said, &seen, self.presenter.failed);
         (next, self.fake.calls())
     }
 }
@@ -371,6 +373,49 @@ fn who_may_only_read_direct_memory_sees_what_is_drawn_and_cannot_draw() {
     assert!(std::os::unix::fs::FileExt::write_all_at(&follows, &[7], 0).is_err());
 }
 
+#[test]
+fn a_program_that_has_come_and_drawn_while_the_last_one_was_leaving_is_shown() {
+    let mut stage = Stage::new(&options(None, 32), |fake| fake.seen().console = true);
+    let file = stage.open();
+    file.write(0, &[1]).expect("room");
+    stage.step();
+    drop(file);
+    let turn = stage.desk.state().turn();
+    let file = stage.open();
+    let memory = mapped(&file);
+    drop(file);
+    memory.write(0, &[2]);
+    drop(memory);
+    stage.presenter.step(&turn);
+    assert_eq!((stage.fake.calls(), stage.fake.pixel(0, 0)), (vec![], Some(2)));
+    assert_eq!(stage.step(), (None, vec!["give_back".to_owned()]));
+}
+
+#[test]
+fn a_mode_that_the_card_refuses_is_refused_and_the_one_before_is_shown_again() {
+    let mut stage = Stage::new(&options(None, 32), |_| ());
+    let file = stage.open();
+    file.write(0, &[3]).expect("room");
+    stage.step();
+    let small = |var: &mut VarScreenInfo| {
+        (var.xres, var.yres, var.xres_virtual, var.yres_virtual) = (16, 12, 16, 12);
+    };
+    stage.fake.seen().refused = Some((1, Errno::ENOMEM));
+    let (said, calls) = meanwhile(&mut stage, || put(&file, small));
+    assert_eq!(said.map(|var| var.xres), Err(Errno::ENOMEM));
+    let calls = [calls, stage.step().1].concat();
+    assert_eq!(calls, ["show_canvas 1", "show_canvas 0"]);
+    let var = file.fbioget_vscreeninfo().expect("a mode");
+    assert_eq!((var.xres, var.yres), (WIDTH, HEIGHT));
+    assert_eq!(stage.fake.pixel(0, 0), Some(3));
+    // Who only has to wait for his turn is not refused.
+    stage.fake.seen().refused = None;
+    stage.fake.seen().hidden = Some(Hidden::Busy);
+    let (said, _) = meanwhile(&mut stage, || put(&file, small));
+    assert_eq!(said.map(|var| var.xres), Ok(16));
+    assert_eq!(file.fbioget_vscreeninfo().expect("a mode").xres, 16);
+}
+
 /// With its thread, and a program that draws without saying so.
 #[test]
 fn the_presenter_follows_by_itself_and_gives_the_screen_back_at_the_end() {
@@ -437,7 +482,7 @@ fn cost_of_looking_at_four_megabytes() {
     }
     let memory = super::super::memory::Memory::shadow(4096).expect("memory");
     per("asking who else may write", 10_000, &mut || {
-        assert!(!memory.others_may_write())
+        assert!(!memory.others_may_write(false))
     });
     let palette = [7; 256];
     let mut target = vec![0; 1280 * 800 * 4];
