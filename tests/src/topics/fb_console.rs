@@ -27,14 +27,14 @@ pub const TESTS: &[(&str, Test)] = &[
     ("fb_console::comes_back_at_the_last_close", || on_each(last_close)),
     ("fb_console::comes_back_at_sigterm", || on_each(sigterm)),
     ("fb_console::comes_back_when_we_are_killed", || {
-        on(Screen::Virtio, killed)
+        on(Screen::Virtio, |console| killed(console, 50))
     }),
     // In two, as each may take no more than two minutes: together 100 times.
     ("fb_console::comes_back_when_we_are_killed_again", || {
-        on(Screen::Virtio, killed)
+        on(Screen::Virtio, |console| killed(console, 50))
     }),
     ("fb_console::comes_back_when_we_are_killed_on_bochs", || {
-        on(Screen::Bochs, killed)
+        on(Screen::Bochs, |console| killed(console, 25))
     }),
     ("fb_console::a_compositor_is_left_in_peace", || {
         on_each(compositor)
@@ -257,9 +257,9 @@ fn is_gone(error: nix::errno::Errno) -> bool {
     )
 }
 
-/// Killed at random moments of mode sets, flips and pans.
-fn killed(console: &Console) -> anyhow::Result<()> {
-    let times = if is_long() { 200 } else { 50 };
+/// Killed so many times at random moments of mode sets, flips and pans; long runs take four times as many.
+fn killed(console: &Console, times: usize) -> anyhow::Result<()> {
+    let times = if is_long() { times * 4 } else { times };
     let (acts, mut shown, mut seen) = (AtomicUsize::new(0), 0, std::collections::BTreeSet::new());
     for time in 0..times {
         let mut daemon = console.daemon()?;

@@ -144,13 +144,18 @@ fn same(side: &Side, program: &str, more: &[&str], shim: bool) -> anyhow::Result
 
 fn ioctls(side: &Side) -> anyhow::Result<()> {
     let _daemon = side.daemon()?;
+    let preload = preload()?;
     let mut lines = 0;
-    for (program, shim) in [
-        ("fb_ioctl_cases", false),
-        ("fb_ioctl_cases-i386", false),
-        ("fb_ioctl_cases", true),
+    for (program, on_ours) in [
+        ("fb_ioctl_cases", &[None, Some(&*preload)][..]),
+        ("fb_ioctl_cases-i386", &[None]),
     ] {
-        let said = same(side, program, &[], shim)?;
+        let said = says(program, &side.real, &[], None)?;
+        for preload in on_ours {
+            let served = says(program, &side.ours, &[], *preload)?;
+            equal(&said, &served).with_context(|| format!("{program}, {preload:?}"))?;
+            lines += served.len();
+        }
         // MPlayer takes whom it succeeds with for an OMAP.
         for line in ["OMAPFB_SYNC_GFX of NULL: ENOTTY", "FBIO_ALLOC of NULL: ENOTTY"] {
             ensure!(
@@ -158,7 +163,6 @@ fn ioctls(side: &Side) -> anyhow::Result<()> {
                 "{program} does not say {line}"
             );
         }
-        lines += said.len();
     }
     figure(format!(
         "{}: {lines} lines about ioctls, the same as the real one's",

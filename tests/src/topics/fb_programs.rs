@@ -109,8 +109,8 @@ const VLC: Program = Program {
 };
 const LINKS: Program = Program {
     name: "links2",
-    // It greets who has no home yet.
-    call: "HOME=$(mktemp -d) FRAMEBUFFER=NODE exec links2 -g -driver fb /tmp/fb.png </dev/tty1",
+    // It greets who has no home yet. The node cannot be named: it opens /dev/fb0.
+    call: "HOME=$(mktemp -d) exec links2 -g -driver fb /tmp/fb.png </dev/tty1",
     seen: Seen::AsReal(0),
     end: End::Signal,
     says: &[],
@@ -149,6 +149,11 @@ pub fn picture() -> anyhow::Result<Picture> {
     Picture::from_ppm(&fs::read(PPM)?)
 }
 
+/// Switches off the console's cursor, which some programs leave switched on.
+fn hide_cursor() -> anyhow::Result<()> {
+    fs::write("/dev/tty0", "\x1b[?25l").context("the console")
+}
+
 /// That the pictures below are of the screens that they are thought to be of, and what is written is seen at all.
 fn written() -> anyhow::Result<()> {
     for screen in [Screen::Virtio, Screen::Bochs] {
@@ -173,8 +178,7 @@ struct Outcome {
 
 fn play(program: &Program, place: &Place, right: Option<&Picture>) -> anyhow::Result<Outcome> {
     let name = program.name;
-    // Some programs leave the console's cursor switched on.
-    fs::write("/dev/tty0", "\x1b[?25l")?;
+    hide_cursor()?;
     place.wipe()?;
     // What the place before has left is the very picture that is waited for.
     place.until(name, &Picture::plain(1280, 800, [GREY; 3]), 0, PATIENCE / 4)?;
@@ -214,7 +218,20 @@ fn play(program: &Program, place: &Place, right: Option<&Picture>) -> anyhow::Re
 /// The lines of what a program said that must be the same.
 fn lines(program: &Program, said: &str) -> Vec<String> {
     let is_one = |line: &&str| program.says.iter().any(|word| line.contains(word));
-    let mut lines: Vec<String> = said.lines().filter(is_one).map(str::to_owned).collect();
+    let said = said.lines().filter(is_one);
+    let mut lines: Vec<String> = said
+        .map(|line| {
+            // DirectFB tells `(virtual 1280x800)`. Ours has room for another picture below the one that is shown, where the
+            // card's own node has none, so that programs can flip.
+            match line
+                .split_once("(virtual ")
+                .and_then(|(before, rest)| Some((before, rest.split_once(") ")?.1)))
+            {
+                Some((before, after)) => format!("{before}{after}"),
+                None => line.to_owned(),
+            }
+        })
+        .collect();
     // MPlayer repeats some as long as it runs.
     lines.dedup();
     lines
@@ -233,6 +250,10 @@ fn everywhere(program: &Program) -> anyhow::Result<()> {
         (Place::kms, Screen::Virtio),
         (Place::kms, Screen::Bochs),
     ] {
+        // Who cannot be told which node draws on /dev/fb0, which is not this one.
+        if screen == Screen::Bochs && !program.call.contains("NODE") {
+            continue;
+        }
         let place = place(screen)?;
         let served = play(program, &place, Some(&native.seen)).with_context(|| place.log())?;
         let wrong = |what: &str| format!("{}, {screen}: {what}", place.seat.name);
