@@ -224,7 +224,8 @@ static void get_map(uint32_t start, uint32_t length, int has_transp)
 static void put_map(uint32_t start, uint32_t length, int has_transp)
 {
 	struct fb_cmap map = cmap(start, length, has_transp);
-	uint32_t count = length < ENTRIES ? length : ENTRIES;
+	/* No driver has more colours; the rest is what it is. */
+	uint32_t count = length < 4096 ? length : 4096;
 	uint32_t at;
 	int which, result;
 

@@ -14,6 +14,7 @@ use crate::client;
 use crate::report::{equal, figure};
 use crate::screens::{Picture, Screen};
 use crate::setup::Test;
+use crate::sys;
 
 use place::{GREY, Place};
 
@@ -149,6 +150,17 @@ pub fn picture() -> anyhow::Result<Picture> {
     Picture::from_ppm(&fs::read(PPM)?)
 }
 
+/// Gives the console its text back, as fbi does not when it is killed: the tests of the console need it.
+fn text_console() -> anyhow::Result<()> {
+    // With KD_TEXT, which is 0, and with zeroes, which is VT_AUTO.
+    const KDSETMODE: u64 = 0x4b3a;
+    const VT_SETMODE: u64 = 0x5602;
+    let tty = fs::File::options().read(true).write(true).open("/dev/tty1")?;
+    sys::ioctl(&tty, VT_SETMODE, &mut [0_u8; 8]).context("VT_SETMODE")?;
+    sys::ioctl_null(&tty, KDSETMODE).context("KDSETMODE")?;
+    Ok(())
+}
+
 /// Switches off the console's cursor, which some programs leave switched on.
 fn hide_cursor() -> anyhow::Result<()> {
     fs::write("/dev/tty0", "\x1b[?25l").context("the console")
@@ -178,6 +190,7 @@ struct Outcome {
 
 fn play(program: &Program, place: &Place, right: Option<&Picture>) -> anyhow::Result<Outcome> {
     let name = program.name;
+    text_console()?;
     hide_cursor()?;
     place.wipe()?;
     // What the place before has left is the very picture that is waited for.
@@ -208,6 +221,7 @@ fn play(program: &Program, place: &Place, right: Option<&Picture>) -> anyhow::Re
     let status = client.end(PATIENCE)?;
     let said = client.rest();
     let seen = seen.unwrap_or_else(look);
+    text_console()?;
     Ok(Outcome {
         seen: seen.with_context(|| format!("{call}: {status}: {said}"))?,
         status: status.to_string(),

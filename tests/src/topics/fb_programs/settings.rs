@@ -158,12 +158,11 @@ fn set(place: &Place, width: usize, height: usize, depth: u32) -> anyhow::Result
 /// made, as it rounds and dithers as it likes where there are fewer bits.
 fn draw(place: &Place, width: usize, height: usize, format: &str) -> anyhow::Result<Picture> {
     const BYTES: &str = "/tmp/drawn.raw";
-    let input = "ffmpeg -v error -nostdin -sws_dither none -i /tmp/fb.png -sws_dither none";
-    let input = format!("{input} -vf crop={width}:{height}:0:0 -pix_fmt {format}");
-    for output in [format!("-f rawvideo -y {BYTES}"), "-f fbdev NODE".into()] {
-        let said = say(place, &format!("{input} {output}"))?;
-        ensure!(said == ["exit status: 0"], "{format}, {output}: {said:?}");
-    }
+    let made = format!("-sws_dither none -vf crop={width}:{height}:0:0 -pix_fmt {format}");
+    let call =
+        format!("ffmpeg -v error -nostdin -i /tmp/fb.png {made} -f rawvideo -y {BYTES} {made} -f fbdev NODE");
+    let said = say(place, &call)?;
+    ensure!(said == ["exit status: 0"], "{call}: {said:?}");
     let bytes = fs::read(BYTES)?;
     let bytes_of_pixel = bytes.len() / (width * height);
     let pixels = bytes.chunks_exact(bytes_of_pixel);
