@@ -213,7 +213,7 @@ impl Desk {
                 // As `say` is going to count it.
                 state.mode_said = state.said + 1;
             }
-            Ok((set.then(|| (state.mode_said, before)), set))
+            Ok((set.then_some((state.mode_said, before)), set))
         })?;
         let Some((said, before)) = said else {
             return Ok(());

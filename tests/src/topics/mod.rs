@@ -125,7 +125,6 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             kernel_log::TESTS,
         ],
         Set::Screens => &[
-            // First: after the others the console of Linux 6.1 shows no text any more; by what is not known.
             fb_console::TESTS,
             fb_ioctls::TESTS,
             fb_programs::TESTS,
