@@ -74,11 +74,12 @@ pub(super) struct Turn {
     pub(super) lent: usize,
     pub(super) wanted: bool,
     pub(super) said: u64,
+    pub(super) mode_said: u64,
+    pub(super) touched: bool,
 }
 
 impl State {
     pub(super) fn turn(&mut self) -> Turn {
-        self.touched = false;
         Turn {
             view: self.rules.view(),
             palette: self.rules.palette(),
@@ -88,6 +89,8 @@ impl State {
             lent: self.lent,
             wanted: self.wanted,
             said: self.said,
+            mode_said: self.mode_said,
+            touched: std::mem::take(&mut self.touched),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! An open file of a screen of ours.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use vidcompat_proto::Errno;
@@ -10,7 +10,7 @@ use vidcompat_proto::abi::fb::{ColorMap, Con2FbMap, FixScreenInfo, VarScreenInfo
 use vidcompat_proto::screen::Put;
 
 use super::desk::Desk;
-use super::memory::By;
+use super::memory::{By, Lent};
 use crate::backend::framebuffer::FramebufferFile;
 use crate::sys::page_size;
 
@@ -26,8 +26,8 @@ pub(super) struct ScreenFile {
     desk: Arc<Desk>,
     /// `O_ACCMODE` of open(2).
     access: libc::c_int,
-    /// Has it mapped a copy that follows the memory?
-    mirrors: AtomicBool,
+    /// Has it mapped a copy that follows the memory? Locked while it does.
+    mirrors: Mutex<bool>,
     /// Has it mapped the memory by its only file, or been given that?
     lent: AtomicBool,
 }
@@ -38,7 +38,7 @@ impl ScreenFile {
         Self {
             desk: Arc::clone(desk),
             access: flags & libc::O_ACCMODE,
-            mirrors: AtomicBool::new(false),
+            mirrors: Mutex::new(false),
             lent: AtomicBool::new(false),
         }
     }
@@ -49,6 +49,27 @@ impl ScreenFile {
         }
     }
 
+    /// What a program maps. Who may get a copy that follows the memory is counted before it is made: nobody brings one up
+    /// to date that nobody is known to need.
+    fn lend(&self, prot: u32, flags: u32) -> Result<Lent, Errno> {
+        let memory = self.desk.memory();
+        let shared = flags & libc::MAP_TYPE.cast_unsigned() != libc::MAP_PRIVATE.cast_unsigned();
+        if !memory.is_direct() || (shared && self.access != libc::O_RDONLY) {
+            return memory.lend(self.access, prot, flags);
+        }
+        let mut mirrors = self.mirrors.lock().unwrap_or_else(PoisonError::into_inner);
+        if *mirrors {
+            return memory.lend(self.access, prot, flags);
+        }
+        self.desk.count(|state| state.mirrors += 1);
+        let lent = memory.lend(self.access, prot, flags);
+        *mirrors = lent.as_ref().is_ok_and(|lent| lent.by == By::Mirror);
+        if !*mirrors {
+            self.desk.count(|state| state.mirrors -= 1);
+        }
+        lent
+    }
+
     fn size(&self) -> u64 {
         self.desk.memory().bytes().size() as u64
     }
@@ -56,12 +77,14 @@ impl ScreenFile {
 
 impl Drop for ScreenFile {
     fn drop(&mut self) {
-        let (mirrors, lent) = (
-            self.mirrors.load(Ordering::Relaxed),
-            self.lent.load(Ordering::Relaxed),
-        );
+        let mirrors = *self.mirrors.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let lent = self.lent.load(Ordering::Relaxed);
         self.desk.count(|state| {
             state.files -= 1;
+            if state.files == 0 {
+                // The next program finds a screen that is on. Never refused.
+                let _ = state.rules.fbioblank(0);
+            }
             state.mirrors -= usize::from(mirrors);
             state.lent -= usize::from(lent);
         });
@@ -177,13 +200,9 @@ impl FramebufferFile for ScreenFile {
         if end.is_none_or(|end| end > self.size().next_multiple_of(page)) {
             return Err(Errno::EINVAL);
         }
-        let lent = self.desk.memory().lend(self.access, prot, flags)?;
-        match lent.by {
-            By::Mirror if !self.mirrors.swap(true, Ordering::Relaxed) => {
-                self.desk.count(|state| state.mirrors += 1);
-            }
-            By::OnlyFile => self.lent(),
-            By::File | By::Mirror | By::Copy => {}
+        let lent = self.lend(prot, flags)?;
+        if lent.by == By::OnlyFile {
+            self.lent();
         }
         // Who maps it to read draws nothing, but may change its mind if the file allows it.
         if self.access == libc::O_RDWR && matches!(lent.by, By::File | By::OnlyFile) {
@@ -199,8 +218,10 @@ impl FramebufferFile for ScreenFile {
         }
         let dma_buf = self.desk.memory().dma_buf().ok_or(Errno::ENOTTY)?;
         self.lent();
-        let given = dma_buf.try_clone();
-        given.map_err(|error| errno(&error))
+        let given = dma_buf.try_clone().map_err(|error| errno(&error))?;
+        // As who maps it: it is going to be drawn on by somebody who may tell nobody.
+        self.desk.touch();
+        Ok(given)
     }
 }
 

@@ -35,7 +35,7 @@ enum Kind {
         /// dma-buf still has the old pages: what devices write is then seen by nobody. It harms that picture only, and the
         /// one seal against it (F_SEAL_WRITE) would keep programs from drawing.
         /// Made when it is asked for: it takes all pages of the memfd.
-        dma_buf: OnceLock<Option<Arc<OwnedFd>>>,
+        dma_buf: OnceLock<Option<Exported>>,
     },
     /// What hardware shows.
     Direct {
@@ -44,6 +44,14 @@ enum Kind {
         count: Option<u64>,
         mirror: Mutex<Option<Mirror>>,
     },
+}
+
+/// A dma-buf of a memfd's pages.
+#[derive(Debug)]
+struct Exported {
+    dma_buf: Arc<OwnedFd>,
+    /// fdinfo's count with nobody but us.
+    count: Option<u64>,
 }
 
 /// A copy for programs that may only read: a dma-buf has one struct file, which is writable, and cannot be opened again.
@@ -68,8 +76,6 @@ pub(super) enum By {
     OnlyFile,
     /// A copy, which [`Memory::refresh_mirror`] keeps like the memory.
     Mirror,
-    /// A copy as the memory is now.
-    Copy,
 }
 
 impl Memory {
@@ -121,12 +127,15 @@ impl Memory {
 
     pub(super) fn dma_buf(&self) -> Option<Arc<OwnedFd>> {
         match &self.kind {
-            Kind::Shadow { file, dma_buf } => dma_buf.get_or_init(|| self.udmabuf(file.file())).clone(),
+            Kind::Shadow { file, dma_buf } => {
+                let exported = dma_buf.get_or_init(|| self.udmabuf(file.file()));
+                exported.as_ref().map(|exported| Arc::clone(&exported.dma_buf))
+            }
             Kind::Direct { dma_buf, .. } => Some(Arc::clone(dma_buf)),
         }
     }
 
-    fn udmabuf(&self, file: &File) -> Option<Arc<OwnedFd>> {
+    fn udmabuf(&self, file: &File) -> Option<Exported> {
         let made = File::open("/dev/udmabuf").and_then(|device| {
             // A page that nobody has touched since fallocate is cleared when somebody first does (mm/shmem.c, `clear:` in
             // shmem_get_folio_gfp), after a device may have written to it by way of the udmabuf.
@@ -134,7 +143,10 @@ impl Memory {
             udmabuf(device, file, 0, self.bytes.size() as u64)
         });
         match made {
-            Ok(fd) => Some(Arc::new(fd)),
+            Ok(fd) => Some(Exported {
+                count: count(&fd),
+                dma_buf: Arc::new(fd),
+            }),
             Err(error) => {
                 tracing::debug!(%error, "a screen's memory cannot be had as a dma-buf");
                 None
@@ -199,8 +211,8 @@ impl Memory {
     /// What a program maps that has the node open with `access` (`O_ACCMODE`) and asks for these `PROT_*` and `MAP_*`.
     ///
     /// It gets a file of its own that can do what the node's could. Of direct memory there is only one file: who has the
-    /// node open for reading only gets a copy, which follows the memory as long as the node is open, and a private mapping,
-    /// which dma-bufs refuse, is one of a copy made now: whether it would show later changes is left open by mmap(2).
+    /// node open for reading only, and who wants a private mapping, which dma-bufs refuse, gets a copy, which follows the
+    /// memory as long as the node is open. There is one for all, whoever asks how often.
     ///
     /// # Errors
     /// `EACCES`: the node is not open for that. What making a file says.
@@ -211,12 +223,13 @@ impl Memory {
             }
             Kind::Direct { dma_buf, mirror, .. } => {
                 let shared = flags & MAP_TYPE != libc::MAP_PRIVATE.cast_unsigned();
-                if !shared {
-                    let copy = self.copy().and_then(|copy| open_again(&copy.file, access));
-                    copy.map(|file| (OwnedFd::from(file), By::Copy))
+                if access == libc::O_WRONLY {
+                    return Err(Errno::EACCES);
+                } else if !shared {
+                    self.mirrored(mirror).map(|fd| (fd, By::Mirror))
                 } else if access == libc::O_RDWR {
                     dma_buf.try_clone().map(|fd| (fd, By::OnlyFile))
-                } else if access == libc::O_WRONLY || prot & libc::PROT_WRITE.cast_unsigned() != 0 {
+                } else if prot & libc::PROT_WRITE.cast_unsigned() != 0 {
                     return Err(Errno::EACCES);
                 } else {
                     self.mirrored(mirror).map(|fd| (fd, By::Mirror))
@@ -231,7 +244,12 @@ impl Memory {
     /// ([`crate::backend::output::Output::holds_direct`]).
     pub(super) fn others_may_write(&self, card: bool) -> bool {
         match &self.kind {
-            Kind::Shadow { file, .. } => file.others_may_write(),
+            Kind::Shadow { file, dma_buf } => {
+                let exported = dma_buf.get().and_then(Option::as_ref);
+                file.others_may_write()
+                    || exported
+                        .is_some_and(|exported| others_hold(count(&exported.dma_buf), exported.count, false))
+            }
             Kind::Direct {
                 dma_buf, count: ours, ..
             } => others_hold(count(dma_buf), *ours, card),
@@ -240,8 +258,10 @@ impl Memory {
 
     fn mirrored(&self, mirror: &Mutex<Option<Mirror>>) -> io::Result<OwnedFd> {
         let mut mirror = mirror.lock().unwrap_or_else(PoisonError::into_inner);
-        if mirror.is_none() {
-            *mirror = Some(self.copy()?);
+        match mirror.as_ref() {
+            None => *mirror = Some(self.copy()?),
+            // Nobody may have looked at it for long.
+            Some(mirror) => self.refresh(mirror),
         }
         let made = mirror
             .as_ref()
@@ -258,18 +278,13 @@ impl Memory {
         Ok(mirror)
     }
 
-    /// Brings the copy that readers of direct memory have up to date; `keep` false: nobody needs it any more.
-    pub(super) fn refresh_mirror(&self, keep: bool) {
-        let Kind::Direct { mirror, .. } = &self.kind else {
-            return;
-        };
-        let mut mirror = mirror.lock().unwrap_or_else(PoisonError::into_inner);
-        if keep {
+    /// Brings the copy that readers of direct memory have up to date.
+    pub(super) fn refresh_mirror(&self) {
+        if let Kind::Direct { mirror, .. } = &self.kind {
+            let mirror = mirror.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(mirror) = mirror.as_ref() {
                 self.refresh(mirror);
             }
-        } else {
-            *mirror = None;
         }
     }
 
@@ -300,8 +315,8 @@ impl Memory {
         let wrote = self.device_wrote.swap(false, Ordering::AcqRel);
         match &self.kind {
             Kind::Shadow { dma_buf, .. } => {
-                if let Some(Some(dma_buf)) = dma_buf.get().filter(|_| wrote) {
-                    crate::memory::sync(dma_buf.as_fd(), CpuUse::Read);
+                if let Some(Some(exported)) = dma_buf.get().filter(|_| wrote) {
+                    crate::memory::sync(exported.dma_buf.as_fd(), CpuUse::Read);
                 }
             }
             Kind::Direct { dma_buf, .. } => {

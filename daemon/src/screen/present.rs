@@ -40,8 +40,14 @@ pub(super) struct Presenter {
     /// The front and the back canvas; of direct memory only the first.
     drawn: [Drawn; 2],
     converter: Converter,
-    /// The card has refused to show direct memory as it is: all is drawn on canvases.
-    refused: bool,
+    /// The card has refused to show direct memory as it is: until that mode was set anew, all is drawn on canvases.
+    refused: Option<u64>,
+    /// The copy that readers have may differ from the memory.
+    stale: bool,
+    /// Could others write when the memory was looked at last?
+    drawn_on: bool,
+    /// When that copy may be brought up to date again.
+    mirror_at: Instant,
     blank: u32,
     tick: Duration,
     /// When the memory was looked at last.
@@ -63,7 +69,10 @@ impl Presenter {
             shown: None,
             drawn: [Drawn::default(), Drawn::default()],
             converter: Converter::default(),
-            refused: false,
+            refused: None,
+            stale: false,
+            drawn_on: false,
+            mirror_at: Instant::now(),
             blank: 0,
             tick: IDLE,
             last: Instant::now(),
@@ -91,14 +100,38 @@ impl Presenter {
     pub(super) fn step(&mut self, turn: &Turn) -> Option<Duration> {
         self.last = Instant::now();
         self.failed = None;
-        let memory = Arc::clone(&self.desk);
-        memory.memory().refresh_mirror(turn.mirrors > 0);
-        let mirrors = (turn.mirrors > 0).then_some(IDLE);
-        if !turn.wanted {
-            return mirrors;
-        }
         // Asked before the memory is looked at: what the last one draws before it goes is seen.
         let drawn_on = turn.lent > 0 || self.desk.memory().others_may_write(self.output.holds_direct());
+        let next = if turn.wanted {
+            self.show(turn, drawn_on)
+        } else {
+            None
+        };
+        let mirrors = self.mirror(turn, drawn_on);
+        next.into_iter().chain(mirrors).min()
+    }
+
+    /// Keeps what readers of direct memory have like it: when to do so again. It may take a tenth of the time.
+    fn mirror(&mut self, turn: &Turn, drawn_on: bool) -> Option<Duration> {
+        if turn.mirrors == 0 {
+            return None;
+        }
+        // Who could draw before may have done so until he went.
+        self.stale |= turn.touched || drawn_on || self.drawn_on;
+        self.drawn_on = drawn_on;
+        let mut now = Instant::now();
+        if self.stale && now >= self.mirror_at {
+            let begin = now;
+            self.desk.memory().refresh_mirror();
+            now = Instant::now();
+            self.mirror_at = now + IDLE.max((now - begin) * 9);
+            self.stale = false;
+        }
+        (self.stale || drawn_on).then(|| self.mirror_at.saturating_duration_since(now))
+    }
+
+    /// Shows it, or gives the screen back if nobody is left: when to look again.
+    fn show(&mut self, turn: &Turn, drawn_on: bool) -> Option<Duration> {
         let presented = self.present(turn);
         if let Err(Hidden::Failed(error)) = presented {
             self.failed = Some(error);
@@ -122,7 +155,7 @@ impl Presenter {
                 self.tick
             }
         };
-        Some(mirrors.map_or(next, |mirrors| next.min(mirrors)))
+        Some(next)
     }
 
     /// From one refresh to the next.
@@ -146,16 +179,17 @@ impl Presenter {
         }
         let view = &turn.view;
         let at_start = (view.x, view.y) == (0, 0);
-        let as_it_is = view.direct && !self.refused && (at_start || self.output.can_pan_direct());
+        let as_it_is =
+            view.direct && self.refused != Some(turn.mode_said) && (at_start || self.output.can_pan_direct());
         let shown = if as_it_is {
             match self.present_direct(turn) {
-                Err(Hidden::Failed(error)) => {
+                Err(Hidden::Failed(error)) if is_about_memory(error) => {
                     tracing::warn!(
                         output = self.output.name(),
                         %error,
                         "the card does not show its own memory: what programs draw is copied"
                     );
-                    self.refused = true;
+                    self.refused = Some(turn.mode_said);
                     self.shown = None;
                     self.present_canvas(turn)
                 }
@@ -279,6 +313,14 @@ impl Presenter {
         self.shown = None;
         self.blank = 0;
     }
+}
+
+/// Does a card say so of memory that it cannot show, where a canvas may do? Everything else has to do with the card.
+fn is_about_memory(error: Errno) -> bool {
+    matches!(
+        error.raw(),
+        libc::ENOMEM | libc::ENOSPC | libc::EINVAL | libc::ENODEV
+    )
 }
 
 impl Drop for Presenter {

@@ -3,6 +3,9 @@
 //! What a program could truncate would kill this process by SIGBUS when it is touched. So only such objects are taken here
 //! as nobody can make shorter: a memfd that is sealed against shrinking, whose holes (a program may punch some) the kernel
 //! fills with new pages, and a dma-buf, which has one size as long as it lives.
+//!
+//! A known limit: where the kernel has no memory for such a new page, the touch is a SIGBUS as well. It has none sooner than
+//! elsewhere with `vm.overcommit_memory=2`, under which a program that punches holes on purpose can reach that.
 
 use std::io;
 use std::os::fd::AsFd;

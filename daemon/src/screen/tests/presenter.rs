@@ -416,6 +416,41 @@ fn a_mode_that_the_card_refuses_is_refused_and_the_one_before_is_shown_again() {
     assert_eq!(file.fbioget_vscreeninfo().expect("a mode").xres, 16);
 }
 
+#[test]
+fn who_asks_for_a_dma_buf_is_going_to_draw_and_is_shown() {
+    let options = ScreenOptions {
+        direct: true,
+        ..options(None, 32)
+    };
+    let mut stage = Stage::new(&options, |_| ());
+    let file = stage.open();
+    let given = file.dma_buf().expect("a dma-buf");
+    SteadyMemory::map(given, 4096).expect("mapped").write(0, &[6]);
+    assert_eq!(stage.step().1, ["show_direct 0 0 0"]);
+    assert_eq!(stage.fake.pixel(0, 0), Some(6));
+}
+
+#[test]
+fn a_blank_ends_with_the_last_program() {
+    let options = ScreenOptions {
+        keep: Some(true),
+        ..options(None, 32)
+    };
+    let mut stage = Stage::new(&options, |_| ());
+    let (file, other) = (stage.open(), stage.open());
+    file.write(0, &[8]).expect("room");
+    stage.step();
+    let (blanked, _) = meanwhile(&mut stage, || file.fbioblank(4));
+    assert_eq!((blanked, stage.fake.seen().dark), (Ok(()), true));
+    drop(file);
+    assert_eq!(stage.desk.state().rules.blank(), 4);
+    drop(other);
+    assert_eq!(stage.desk.state().rules.blank(), 0);
+    stage.step();
+    assert_eq!(stage.fake.pixel(0, 0), Some(8));
+    assert!(!stage.fake.seen().dark);
+}
+
 /// With its thread, and a program that draws without saying so.
 #[test]
 fn the_presenter_follows_by_itself_and_gives_the_screen_back_at_the_end() {
