@@ -401,6 +401,22 @@ impl Held {
         }
     }
 
+    /// Somebody else's picture is on the screen: what we show, if ever again, is drawn anew.
+    pub fn forget_pictures(&mut self) {
+        self.old.extend(
+            self.canvases
+                .take()
+                .map(|canvases| canvases.both)
+                .into_iter()
+                .flatten(),
+        );
+        self.ours = None;
+        self.drop_unused();
+        for piece in std::mem::take(&mut self.pieces) {
+            let _ = self.card.destroy_framebuffer(piece.framebuffer);
+        }
+    }
+
     /// Is the front canvas what the CRTC was last made to show?
     pub fn shows_front(&self) -> bool {
         let front = |canvases: &Canvases| canvases.both[canvases.front].framebuffer;

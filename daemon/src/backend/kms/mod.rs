@@ -249,6 +249,9 @@ impl Kms {
             } else if matches!(held.is_ours(self.choice.crtc), Ok(true)) {
                 // Somebody has opened the card, and is its master until he drops that or closes it.
                 again = GLANCE;
+            } else if held.card.as_master(|_| Ok(())).is_ok() {
+                // Nobody else is, and it is the console's picture: closing the card would wake a dark one.
+                held.forget_pictures();
             } else {
                 // Who has opened the card beside a master could never become one, and would keep the console from coming
                 // back when that master goes (drm_auth.c, `drm_master_check_perm`; drm_file.c, `drm_release`).
