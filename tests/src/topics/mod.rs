@@ -144,9 +144,15 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
 /// What takes long to load or to wait for, and is the same on every kernel: one is enough, but for long runs.
 const ON_ONE_KERNEL: &[&str] = &[
     "attacks::memory_cut_into_thousands_of_mappings_costs_the_daemon_little",
+    "fb_attacks::as_many_files_as_one_user_may_open",
+    "fb_attacks::hundreds_of_mappings",
+    "fb_attacks::random_ioctls_of_four_threads",
+    "fb_console::comes_back_when_we_are_killed_again",
     "fb_programs::directfb",
     "fb_programs::directfb_lists",
     "fb_programs::fbset_sets_on_vfb",
+    "fb_programs::fbset_sets_on_a_card",
+    "fb_programs::ffmpeg_draws",
     "fb_programs::fim",
     "fb_programs::gstreamer",
     "fb_programs::links2",
@@ -157,6 +163,7 @@ const ON_ONE_KERNEL: &[&str] = &[
     "fb_programs::vlc_as_an_ordinary_user",
     "programs32::captures_are_the_picture",
     "programs32::captures_of_two_planes_are_the_same",
+    "fb_screen::a_screen_that_nobody_sees_has_every_format",
     "nodes::select_gives_the_same_sets_for_each_kind",
     "nodes::epoll_gives_the_same_bits_for_each_kind",
     "sharing::eight_clients_on_eight_nodes",
