@@ -15,6 +15,7 @@ mod tests;
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use vidcompat_proto::Errno;
 use vidcompat_proto::screen::{Hardware, ModeTiming, Rules, ScreenMode};
@@ -26,6 +27,9 @@ use self::present::Presenter;
 use crate::backend::framebuffer::{Framebuffer, FramebufferFile, Picture, ScreenMemory};
 use crate::backend::output::{Mode, Output};
 use crate::observe::model;
+
+/// How long a card may take to give its screen back when we end.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What the operator wants of a screen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,13 +124,22 @@ impl Screen {
     }
 }
 
-/// The screen is given back before this returns.
+/// The screen is given back before this returns, unless the driver hangs.
 impl Drop for Screen {
     fn drop(&mut self) {
         self.desk.stop();
-        if let Some(presenter) = self.presenter.take()
-            && presenter.join().is_err()
-        {
+        let Some(presenter) = self.presenter.take() else {
+            return;
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while !presenter.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        if !presenter.is_finished() {
+            tracing::warn!(
+                "a graphics card does not answer; the kernel gives its screen back with the process"
+            );
+        } else if presenter.join().is_err() {
             tracing::error!("the thread that shows a framebuffer has failed");
         }
     }

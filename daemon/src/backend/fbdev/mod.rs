@@ -176,10 +176,15 @@ impl FramebufferFile for RealFile {
     }
 
     fn needs_crtc(&self) -> bool {
-        // One that does not look waits for a vertical blank instead: once.
-        *self
-            .needs_crtc
-            .get_or_init(|| fbio::waitforvsync(&self.file, None) == Err(OsErrno::EFAULT))
+        // One that does not look waits for a vertical blank instead: once. Any other error tells nothing.
+        if let Some(known) = self.needs_crtc.get() {
+            return *known;
+        }
+        match fbio::waitforvsync(&self.file, None) {
+            Ok(()) => *self.needs_crtc.get_or_init(|| false),
+            Err(OsErrno::EFAULT) => *self.needs_crtc.get_or_init(|| true),
+            Err(_) => true,
+        }
     }
 
     fn has_compat_ioctl(&self) -> bool {
