@@ -181,7 +181,7 @@ impl FramebufferFile for RealFile {
             return *known;
         }
         match fbio::waitforvsync(&self.file, None) {
-            Ok(()) => *self.needs_crtc.get_or_init(|| false),
+            Ok(()) | Err(OsErrno::ENOTTY | OsErrno::EINVAL) => *self.needs_crtc.get_or_init(|| false),
             Err(OsErrno::EFAULT) => *self.needs_crtc.get_or_init(|| true),
             Err(_) => true,
         }
