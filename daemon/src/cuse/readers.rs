@@ -92,7 +92,9 @@ impl<H: Handler> Readers<H> {
 
     /// The life of a reading thread; it is counted as one already.
     fn run(this: &Arc<Self>) {
-        let mut buffer = vec![0; READ_BUFFER];
+        // Written to, so that its pages are there: of a process that is being killed the kernel makes none any more, and
+        // answers the request that it was about to put there with EIO.
+        let mut buffer = vec![1; READ_BUFFER];
         let pass = || Self::pass(this);
         loop {
             let size = match this.channel.read(&mut buffer) {

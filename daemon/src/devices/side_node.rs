@@ -99,11 +99,12 @@ pub struct SideNode {
 }
 
 impl SideNode {
-    /// The side node for `path`, which may be a link such as `/dev/v4l/by-id/...`. Changes nothing.
+    /// The side node for `path`, which may be a link such as `/dev/v4l/by-id/...`. Changes nothing. Its name is free, or it
+    /// `is_ours` already.
     ///
     /// # Errors
     /// See [`SideNodeError`].
-    pub fn of(path: &Path) -> Result<Self, SideNodeError> {
+    pub fn of(path: &Path, is_ours: &dyn Fn(&str) -> bool) -> Result<Self, SideNodeError> {
         let missing = |source| SideNodeError::Missing {
             path: path.to_owned(),
             source,
@@ -117,7 +118,9 @@ impl SideNode {
         }
         let names = check_device(&real)?;
         let node = node_of(&real, kind, number);
-        node.check_free(&real)?;
+        if !is_ours(&node.spec().name) {
+            node.check_free(&real)?;
+        }
         Ok(Self { real, node, names })
     }
 
@@ -125,10 +128,10 @@ impl SideNode {
     ///
     /// # Errors
     /// See [`SideNodeError`].
-    pub fn of_all(paths: &[PathBuf]) -> Result<Vec<Self>, SideNodeError> {
+    pub fn of_all(paths: &[PathBuf], is_ours: &dyn Fn(&str) -> bool) -> Result<Vec<Self>, SideNodeError> {
         let mut nodes: Vec<Self> = Vec::new();
         for path in paths {
-            let node = Self::of(path)?;
+            let node = Self::of(path, is_ours)?;
             if nodes.contains(&node) {
                 return Err(SideNodeError::Twice(path.clone()));
             }
@@ -247,11 +250,11 @@ mod tests {
     #[test]
     fn a_missing_device_and_another_kind_of_file_are_told_apart() {
         assert!(matches!(
-            SideNode::of(Path::new("/dev/video-none")),
+            SideNode::of(Path::new("/dev/video-none"), &|_| false),
             Err(SideNodeError::Missing { .. })
         ));
         assert!(matches!(
-            SideNode::of(Path::new("/dev/null")),
+            SideNode::of(Path::new("/dev/null"), &|_| false),
             Err(SideNodeError::NotV4l2Name(_))
         ));
     }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// How a queue uses what it imports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Importer {
     /// `vb2-vmalloc`: by the processor, through a kernel mapping (uvcvideo, most USB, vivid's default).
     Vmalloc,

@@ -23,10 +23,12 @@ use crate::resolve::{OwnBuffers, Policy};
 use crate::session::DeviceOptions;
 use crate::sys;
 use observed::Observed;
+use restore::Survival;
 use served::{Making, Served};
 
 mod framebuffers;
 mod observed;
+mod restore;
 mod served;
 
 const CUSE: &str = "/dev/cuse";
@@ -84,6 +86,7 @@ pub fn run(options: &Options) -> Result<(), ServiceError> {
         // Before the first node: from here on a signal ends us in order.
         let mut terminate = signal(SignalKind::terminate()).map_err(ServiceError::System)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(ServiceError::System)?;
+        let survival = Survival::of_starter();
         let (report_end, mut ended) = mpsc::unbounded_channel();
         let device_options = DeviceOptions {
             // Framebuffers need none.
@@ -94,7 +97,7 @@ pub fn run(options: &Options) -> Result<(), ServiceError> {
             may_adopt: options.adopt,
         };
         // The real nodes first: what is wrong with one is said before anything was changed.
-        let nodes = SideNode::of_all(&options.devices)?;
+        let nodes = SideNode::of_all(&options.devices, &|node| survival.has_channel(node))?;
         let framebuffers = FbNode::of_all(&options.framebuffers)?;
         // Before the first program can ask for it.
         let (shims, _shim_server) = shims(options);
@@ -102,10 +105,12 @@ pub fn run(options: &Options) -> Result<(), ServiceError> {
         let making = Making {
             options: device_options,
             shims,
+            survival,
             report_end,
         };
         let outcome = match start_all(nodes, framebuffers, &making, &mut served) {
             Ok(()) => {
+                making.survival.give_up();
                 let _control = options.control().and_then(|path| control(path, &served));
                 announce(&served);
                 tokio::select! {
@@ -116,7 +121,7 @@ pub fn run(options: &Options) -> Result<(), ServiceError> {
             }
             Err(error) => Err(error),
         };
-        end_all(served);
+        end_all(leave_kept(served, &outcome));
         outcome
     })
 }
@@ -210,6 +215,17 @@ fn announce(served: &[Served]) {
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::debug!(%error, "nobody to notify");
     }
+}
+
+/// At an end that was asked for, what is in the store stays there as it is, open files and unanswered requests with it, for
+/// the next daemon; where there will be none, whoever keeps it ends it. The rest comes back, to be ended.
+fn leave_kept(served: Vec<Served>, outcome: &Result<(), ServiceError>) -> Vec<Served> {
+    if outcome.is_err() {
+        return served;
+    }
+    let (kept, ends): (Vec<_>, Vec<_>) = served.into_iter().partition(|served| served.kept.is_some());
+    std::mem::forget(kept);
+    ends
 }
 
 /// Ends every node: whoever waits is answered, the node vanishes, the real one was never touched.

@@ -1,12 +1,12 @@
 //! What all sessions of one real node share: where it is, what it can do, what may be spent on it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::stat::{major, minor};
@@ -54,7 +54,7 @@ pub struct Device {
     identity: Identity,
     /// By number: does the driver know the ioctl?
     known: [OnceLock<bool>; 256],
-    capabilities: Mutex<HashMap<u32, u32>>,
+    capabilities: Mutex<BTreeMap<u32, u32>>,
     importer: OnceLock<Option<Importer>>,
     refuses_heap: AtomicBool,
     complained: Mutex<Option<Instant>>,
@@ -189,6 +189,17 @@ impl Device {
     pub(super) fn knows(&self, node: &RealNode, row: &'static Row) -> bool {
         let Some(probe) = row.probe else { return true };
         *self.known[usize::from(probe)].get_or_init(|| node.knows(vidcompat_proto::ioctl::row(probe)))
+    }
+
+    /// What its queues have told so far, for a daemon after us.
+    pub(super) fn known_capabilities(&self) -> MutexGuard<'_, BTreeMap<u32, u32>> {
+        self.capabilities.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a daemon before us has learned of it.
+    pub(super) fn learn(&self, capabilities: &[(u32, u32)], refuses_heap: bool) {
+        self.known_capabilities().extend(capabilities.iter().copied());
+        self.refuses_heap.fetch_or(refuses_heap, Ordering::Relaxed);
     }
 
     /// Has its queue told that its driver is none of vb2's?

@@ -9,6 +9,7 @@ use vidcompat_proto::queue::{Backing, Queue};
 
 use super::adoption::Adoption;
 use super::dequeue::Dequeuer;
+use super::ledger::Ledger;
 use super::passed::Passed;
 use super::proof::Proven;
 use super::serve::{Counters, Way};
@@ -66,6 +67,8 @@ pub(super) struct QueueState {
     /// The imports that were given last, for a client that moves its pointers about: at most as many as there are
     /// buffers, for they keep its memory alive.
     pub(super) recent: VecDeque<Arc<Way>>,
+    /// Which requests have done what.
+    pub(super) ledger: Ledger,
     /// The one that sleeps in DQBUF; vb2 allows no second.
     pub(super) dequeuer: Option<Dequeuer>,
 }
@@ -73,6 +76,7 @@ pub(super) struct QueueState {
 impl QueueState {
     pub(super) fn forget_buffers(&mut self) {
         self.core.freed();
+        self.ledger.forget_buffers();
         self.slots.clear();
         self.passed = None;
         self.provider = None;
@@ -86,7 +90,7 @@ impl QueueState {
 
     /// The device has taken a buffer that is served so.
     pub(super) fn given(&mut self, ways: &[Arc<Way>]) {
-        for way in ways.iter().filter(|way| way.backing().is_some()) {
+        for way in ways.iter().filter(|way| way.backing().is_some() && !way.is_inherited()) {
             self.recent.retain(|recent| recent.claim != way.claim);
             self.recent.push_back(Arc::clone(way));
         }
@@ -119,6 +123,7 @@ impl QueueState {
     pub(super) fn removed(&mut self, request: &V4l2RemoveBuffers) {
         let end = request.index.saturating_add(request.count);
         self.core.removed(request);
+        self.ledger.removed(&(request.index..end));
         self.slots
             .retain(|index, _| !(request.index..end).contains(index));
         if let Some(passed) = &mut self.passed {
@@ -128,6 +133,7 @@ impl QueueState {
 
     pub(super) fn streamoff(&mut self) {
         self.core.streamoff();
+        self.ledger.streamoff();
         let ways = self.slots.values().flat_map(|slot| slot.ways.iter());
         ways.for_each(|way| way.prove_no_more());
         if let Some(passed) = &mut self.passed {
