@@ -92,7 +92,8 @@ impl<H: Handler> Readers<H> {
 
     /// The life of a reading thread; it is counted as one already.
     fn run(this: &Arc<Self>) {
-        let mut buffer = vec![0; READ_BUFFER];
+        // Not zeros, which would be pages that are not there yet: see READ_BUFFER.
+        let mut buffer = vec![0xff; READ_BUFFER];
         let pass = || Self::pass(this);
         loop {
             let size = match this.channel.read(&mut buffer) {
