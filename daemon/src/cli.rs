@@ -63,6 +63,11 @@ pub struct Options {
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub adopt: bool,
 
+    /// Stays as a small parent of the daemon that keeps its files: when the daemon is killed it starts again at once, and
+    /// on Linux 6.9 and later its clients go on. Of no use under systemd, whose fd store does the same.
+    #[arg(long)]
+    pub keep: bool,
+
     /// How log lines look. What is logged is chosen by the environment variable VIDCOMPAT_LOG (tracing's filter
     /// syntax, e.g. `debug`).
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]

@@ -14,6 +14,7 @@ pub mod client;
 pub mod cuse;
 pub mod devices;
 pub mod frontend;
+pub mod keeper;
 pub mod memory;
 pub mod observe;
 pub mod resolve;
