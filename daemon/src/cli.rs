@@ -63,6 +63,15 @@ pub struct Options {
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub adopt: bool,
 
+    /// Gives up what root may and vidcompatd need not: capabilities and system calls that are in no table of
+    /// `--confine-list`. `log` takes nothing away and tells what would be.
+    #[arg(long, value_enum, value_name = "MODE", default_value_t)]
+    pub confine: crate::confine::Mode,
+
+    /// Prints what vidcompatd may do when it is confined, with reasons, and ends.
+    #[arg(long, exclusive = true)]
+    pub confine_list: bool,
+
     /// How log lines look. What is logged is chosen by the environment variable VIDCOMPAT_LOG (tracing's filter
     /// syntax, e.g. `debug`).
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]

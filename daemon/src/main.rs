@@ -4,11 +4,16 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use vidcompatd::cli::{self, Options};
-use vidcompatd::service;
+use vidcompatd::{confine, service};
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    if options.confine_list {
+        print!("{}", confine::list());
+        return ExitCode::SUCCESS;
+    }
     cli::init_log(options.log_format);
+    confine::confine(options.confine);
     match service::run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

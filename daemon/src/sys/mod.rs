@@ -23,6 +23,7 @@ mod planes;
 mod process;
 mod procmap;
 mod readiness;
+mod refused;
 mod signals;
 mod steady;
 mod terminal;
@@ -50,6 +51,7 @@ pub use process::{
 };
 pub use procmap::{Vma, query_vma, query_vma_unnamed};
 pub use readiness::{Watched, register};
+pub use refused::tell_of_refused_calls;
 pub use signals::default_sigpipe;
 pub use steady::SteadyMemory;
 pub use terminal::is_in_graphics_mode;
