@@ -1,5 +1,6 @@
 //! The daemon's process: options, log, exit status.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -9,8 +10,9 @@ use vidcompatd::{confine, service};
 fn main() -> ExitCode {
     let options = Options::parse();
     if options.confine_list {
-        print!("{}", confine::list());
-        return ExitCode::SUCCESS;
+        // Who reads it may have seen enough.
+        let written = std::io::stdout().write_all(confine::list().as_bytes());
+        return written.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
     cli::init_log(options.log_format);
     confine::confine(options.confine);
