@@ -22,6 +22,7 @@ pub mod run;
 pub mod screen;
 pub mod service;
 pub mod session;
+pub mod survive;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod tickets;

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,6 +18,9 @@ pub const MAX_IO: u32 = 131_072;
 
 /// The smallest buffer that holds every request: [`MAX_IO`] and the headers (fs/fuse/dev.c:1295), page-rounded.
 pub const READ_BUFFER: usize = 135_168;
+
+/// `FUSE_NOTIFY_RESEND` (linux/fuse.h, 7.40)
+const NOTIFY_RESEND: i32 = 7;
 
 /// A connection to the kernel's CUSE driver.
 #[derive(Debug)]
@@ -59,6 +62,12 @@ impl Channel {
         &self.interrupts
     }
 
+    /// Another descriptor of it, for somebody who keeps it when we end.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
     /// Reads one request. `buffer` has [`READ_BUFFER`] bytes. 0: the other end is gone.
     pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         (&self.file).read(buffer)
@@ -68,6 +77,20 @@ impl Channel {
     pub(super) fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
         // /dev/cuse takes a message whole or not at all.
         (&self.file).write_vectored(parts).map(drop)
+    }
+
+    /// Asks for every request again that was read and is not answered (`FUSE_NOTIFY_RESEND`, Linux 6.9 and later): those
+    /// that a daemon before us has taken with it. They come as new ones, marked ([`super::Reply::is_resent`]).
+    ///
+    /// # Errors
+    /// `EINVAL`: the kernel is older; then they stay unanswered until the channel ends.
+    pub fn resend(&self) -> io::Result<()> {
+        let header = fuse_out_header {
+            len: u32::try_from(size_of::<fuse_out_header>()).unwrap_or(u32::MAX),
+            error: NOTIFY_RESEND,
+            unique: 0,
+        };
+        self.write(&[IoSlice::new(header.as_bytes())])
     }
 
     /// Wakes whoever polls the file with poll handle `kh` (`FUSE_NOTIFY_POLL`); an unknown handle is harmless.

@@ -21,7 +21,7 @@ mod request;
 mod tests;
 
 pub use channel::{Channel, MAX_IO, READ_BUFFER};
-pub use init::{InitError, NodeSpec, initialize};
+pub use init::{InitError, Kernel, NodeSpec, initialize};
 pub use interrupts::{Interrupted, Interrupts, Ticket};
 pub use readers::{Handler, Turn, serve};
 pub use reply::{ClientArea, ForIoctl, ForOpen, ForPoll, ForRead, ForRelease, ForWrite, MAX_AREAS, Reply};

@@ -148,7 +148,7 @@ impl Making {
 /// The channel of a node, which exists from now on.
 fn open(node: &Node) -> Result<Arc<Channel>, ServiceError> {
     let channel = Channel::open(Path::new(CUSE)).map_err(ServiceError::Cuse)?;
-    initialize(&channel, node.spec())?;
+    let _ = initialize(&channel, node.spec())?;
     node.verify()?;
     Ok(channel)
 }
