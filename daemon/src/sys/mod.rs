@@ -25,6 +25,7 @@ mod planes;
 mod process;
 mod procmap;
 mod readiness;
+mod refused;
 mod signals;
 mod spawn;
 mod steady;
@@ -55,6 +56,7 @@ pub use process::{
 };
 pub use procmap::{Vma, query_vma, query_vma_unnamed};
 pub use readiness::{Watched, register};
+pub use refused::tell_of_refused_calls;
 pub use signals::default_sigpipe;
 pub use spawn::spawn;
 pub use steady::SteadyMemory;
