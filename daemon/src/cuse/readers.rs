@@ -94,6 +94,7 @@ impl<H: Handler> Readers<H> {
     fn run(this: &Arc<Self>) {
         let mut buffer = vec![0; READ_BUFFER];
         let pass = || Self::pass(this);
+        let place = this.channel.under_way().place();
         loop {
             let size = match this.channel.read(&mut buffer) {
                 Ok(0) => return this.end(Ok(())),
@@ -115,7 +116,11 @@ impl<H: Handler> Readers<H> {
                 passed: Cell::new(false),
             };
             match parse(&this.channel, &buffer[..size]) {
-                Ok(request) => this.handle(request, &turn),
+                Ok(request) => {
+                    place.begin(&request);
+                    this.handle(request, &turn);
+                    place.end();
+                }
                 Err(error @ ParseError::NoHeader(_)) => tracing::error!(%error, "the channel sent garbage"),
                 Err(error @ ParseError::Refused { .. }) => tracing::warn!(%error, "request refused"),
             }
