@@ -68,6 +68,11 @@ pub struct Options {
     #[arg(long)]
     pub keep: bool,
 
+    /// A call that takes a sixth of this is told in the log. One that takes this long by a fault of vidcompatd itself ends its
+    /// node, so that no program hangs, and vidcompatd, where something starts it again.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(6..))]
+    pub stuck_after: u64,
+
     /// Gives up what root may and vidcompatd need not: capabilities and system calls that are in no table of
     /// `--confine-list`. `log` takes nothing away and tells what would be.
     #[arg(long, value_enum, value_name = "MODE", default_value_t)]
