@@ -9,7 +9,11 @@ use vidcompatd::service;
 fn main() -> ExitCode {
     let options = Options::parse();
     cli::init_log(options.log_format);
-    match service::run(&options) {
+    let outcome = match options.check_config {
+        true => service::check(&options).map(|page| print!("{page}")),
+        false => service::run(&options),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("vidcompatd: {error}");
