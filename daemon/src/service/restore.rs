@@ -2,8 +2,17 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::served::Served;
 use crate::cuse::{Channel, Kernel};
 use crate::survive::{Inheritance, Kept, Store};
+
+/// At an end that was asked for, what is in the store stays there as it is, open files and unanswered requests with it, for
+/// the next daemon; where there will be none, whoever keeps it ends it. The rest comes back, to be ended.
+pub(super) fn leave_kept(served: Vec<Served>) -> Vec<Served> {
+    let (kept, ends): (Vec<_>, Vec<_>) = served.into_iter().partition(|served| served.kept.is_some());
+    std::mem::forget(kept);
+    ends
+}
 
 /// The store, and what was in it when we began.
 #[derive(Debug)]

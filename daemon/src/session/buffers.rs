@@ -10,10 +10,11 @@ use vidcompat_proto::queue::{Acquire, Claim, Help, Next, Queue};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::adoption::{Before, Given};
+use super::counters::Counters;
 use super::ledger::{CallId, Done, UnderWay};
 use super::proof::Proven;
 use super::queues::{Slot, access};
-use super::serve::{Counters, How, Way};
+use super::serve::{How, Way};
 use super::{Requester, Session, State};
 use crate::client::{BlockedThread, Client};
 use crate::memory::{BounceBuffer, Provider};
@@ -329,7 +330,7 @@ impl Session {
             }
             let way = self.way(&look, *claim, behold, obstacle);
             let way = way.and_then(|way| proving(&look, way, behold)).map_err(|fault| {
-                Counters::add(&behold.counters.faults, 1);
+                behold.counters.add(|counters| &counters.faults, 1);
                 tracing::debug!(
                     device = %self.device.path().display(), pid = %caller.client().process(),
                     client_addr = format_args!("{:#x}", claim.client_addr), length = claim.length, %fault,
@@ -380,7 +381,7 @@ impl Session {
             !forbidden && (way.is_plain() || way.still_holds(look.client))
         };
         if let Some(way) = remembered.filter(holds) {
-            Counters::add(&behold.counters.remembered, 1);
+            behold.counters.add(|counters| &counters.remembered, 1);
             return Arc::clone(way);
         }
         let way = self.way(look, claim, behold, obstacle);
@@ -397,10 +398,10 @@ impl Session {
     ) -> Result<Arc<Way>, MemoryFault> {
         let recent = behold.recent.iter().find(|way| way.claim == claim);
         if let Some(way) = recent.filter(|way| obstacle.is_none() && way.still_holds(look.client)) {
-            Counters::add(&behold.counters.remembered, 1);
+            behold.counters.add(|counters| &counters.remembered, 1);
             return Ok(Arc::clone(way));
         }
-        Counters::add(&behold.counters.resolves, 1);
+        behold.counters.add(|counters| &counters.resolves, 1);
         let may_import = |importable: &Importable| match obstacle {
             Some(why) => Err(why),
             None if behold.refused.contains(&importable.exporter) => Err(REFUSED),

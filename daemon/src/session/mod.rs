@@ -11,6 +11,7 @@ mod allocate;
 mod arrays;
 mod buffers;
 mod controls;
+mod counters;
 mod dequeue;
 mod device;
 mod events;
@@ -59,6 +60,7 @@ use read::FrameReader;
 use record::{ExportImage, ExportedPlane};
 use write::FrameWriter;
 
+pub(crate) use counters::now_us;
 pub use device::{Device, DeviceOptions};
 pub use keep::Shelf;
 pub use ledger::CallId;
@@ -177,7 +179,13 @@ impl Session {
                 })
                 .ok()
         });
-        let session = Self::with(device, node, opening, keeping, Clients::default(), State::default());
+        let state = State {
+            queues: Queues::counted(device.totals()),
+            frames: FrameReader::counted(&device.totals()[0]),
+            writer: FrameWriter::counted(&device.totals()[1]),
+            ..State::default()
+        };
+        let session = Self::with(device, node, opening, keeping, Clients::default(), state);
         session.commit_now();
         Ok(session)
     }

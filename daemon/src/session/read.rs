@@ -15,6 +15,7 @@ use vidcompat_proto::Errno;
 use vidcompat_proto::abi::format::capture_types;
 use vidcompat_proto::abi::v4l2::buf_type;
 
+use super::counters::{Counters, Served};
 use super::record::{PieceImage, ReaderImage};
 use super::{BoxedWaiter, CallId, Session, State};
 use crate::memory::Charge;
@@ -61,6 +62,7 @@ pub(super) struct FrameReader {
     /// The last piece that was handed out; where it is in the copy.
     last: Option<PieceImage>,
     waiting: VecDeque<Sleeper>,
+    counters: Arc<Counters>,
 }
 
 impl FrameReader {
@@ -69,6 +71,7 @@ impl FrameReader {
         image: &ReaderImage,
         copy: Option<(File, Kept)>,
         charge: impl FnOnce(i32, u64) -> Charge,
+        total: &Arc<Counters>,
     ) -> io::Result<Self> {
         let mut frame = None;
         if let (Some((room, payer)), Some((file, _))) = (image.room, &copy) {
@@ -87,7 +90,7 @@ impl FrameReader {
             frame,
             copy,
             last: image.last,
-            waiting: VecDeque::new(),
+            ..Self::counted(total)
         })
     }
 
@@ -108,6 +111,19 @@ impl FrameReader {
         let (file, _) = self.copy.as_ref()?;
         file.read_exact_at(&mut bytes, last.from).ok()?;
         Some(bytes)
+    }
+
+    /// Nothing is read yet; what will be is also counted for the device.
+    pub(super) fn counted(total: &Arc<Counters>) -> Self {
+        Self {
+            counters: Counters::under(Some(total)),
+            ..Self::default()
+        }
+    }
+
+    /// What was read.
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -178,6 +194,8 @@ impl Session {
         }
         if !self.reads_frames() {
             let bytes = self.read_stream(piece.offset, size)?;
+            let counters = &state.frames.counters;
+            counters.add(|counters| &counters.copied_bytes, bytes.len() as u64);
             self.copy(state, &bytes);
             self.hand_out(state, piece.call, 0, bytes.len());
             return Ok(bytes);
@@ -274,6 +292,9 @@ impl Session {
         // On every error but this one nobody is reading, and the memory goes.
         if let Ok(filled) = got {
             frame.filled = filled;
+            let counters = &state.frames.counters;
+            counters.frame(Served::Read);
+            counters.add(|counters| &counters.copied_bytes, filled as u64);
         }
         if matches!(got, Ok(_) | Err(Errno::EAGAIN)) {
             state.frames.frame = Some(frame);

@@ -11,6 +11,7 @@ use std::time::Instant;
 use nix::unistd::Pid;
 
 use super::adoption::{Adoption, Lent};
+use super::counters::Counters;
 use super::device::Device;
 use super::keep::{Keeping, Shelf};
 use super::ledger::{Entry, Ledger};
@@ -80,12 +81,13 @@ impl Session {
             found: Vec::new(),
         };
         let frames = restoring.frames(&image)?;
-        let (capture, first) = restoring.queue(&image.capture)?;
-        let (output, second) = restoring.queue(&image.output)?;
+        let [captured, put_out] = device.totals();
+        let (capture, first) = restoring.queue(&image.capture, captured)?;
+        let (output, second) = restoring.queue(&image.output, put_out)?;
         let state = State {
             queues: Queues { capture, output },
             frames,
-            writer: FrameWriter::again(&image.writer),
+            writer: FrameWriter::again(&image.writer, put_out),
             poll_handle: image.poll_handle,
             tokens: image.tokens,
             last_event: image.event,
@@ -158,13 +160,16 @@ impl Restoring<'_> {
         let copy = self.inheritance.remove(&name);
         let copy = copy.map(|file| (File::from(file), self.keeping.frame_kept()));
         let budget = self.device.budget();
-        FrameReader::again(&image.reader, copy, |payer, bytes| {
-            budget.charge_again(payer, bytes)
-        })
+        let charge = |payer, bytes| budget.charge_again(payer, bytes);
+        FrameReader::again(&image.reader, copy, charge, &self.device.totals()[0])
         .map_err(|error| Lost::Spoilt(error.to_string()))
     }
 
-    fn queue(&mut self, image: &QueueImage) -> Result<(QueueState, Reconciled), Lost> {
+    fn queue(
+        &mut self,
+        image: &QueueImage,
+        total: &Arc<Counters>,
+    ) -> Result<(QueueState, Reconciled), Lost> {
         let mut queue = QueueState {
             core: image.core.clone(),
             provider: image.provider,
@@ -188,7 +193,7 @@ impl Restoring<'_> {
                 again
             }),
             ledger: ledger(image),
-            ..QueueState::default()
+            ..QueueState::counted(total)
         };
         let reconciled = reconcile(self.node, self.device, &mut queue, image.under_way)?;
         if reconciled == Reconciled::Goes {

@@ -11,6 +11,7 @@ use vidcompat_proto::Errno;
 use vidcompat_proto::abi::format::output_types;
 use vidcompat_proto::abi::v4l2::buf_type;
 
+use super::counters::{Counters, Served};
 use super::read::{Piece, errno};
 use super::record::WriterImage;
 use super::{BoxedWaiter, Session, State};
@@ -37,17 +38,18 @@ pub(super) struct FrameWriter {
     /// The last piece, and what came of it.
     last: Option<(u64, u32)>,
     waiting: VecDeque<Sleeper>,
+    counters: Arc<Counters>,
 }
 
 impl FrameWriter {
     /// As a daemon before us has left it.
-    pub(super) fn again(image: &WriterImage) -> Self {
+    pub(super) fn again(image: &WriterImage, total: &Arc<Counters>) -> Self {
         Self {
             frame: image.frame,
             written: image.written,
             ended: image.ended,
             last: image.last,
-            waiting: VecDeque::new(),
+            ..Self::counted(total)
         }
     }
 
@@ -58,6 +60,19 @@ impl FrameWriter {
             ended: self.ended,
             last: self.last,
         }
+    }
+
+    /// Nothing is written yet; what will be is also counted for the device.
+    pub(super) fn counted(total: &Arc<Counters>) -> Self {
+        Self {
+            counters: Counters::under(Some(total)),
+            ..Self::default()
+        }
+    }
+
+    /// What was written.
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -71,8 +86,10 @@ impl FrameWriter {
     /// The driver has taken `count` of `size` bytes, and its frames have `frame`.
     fn advance(&mut self, count: u64, size: u64, frame: u64) {
         self.written += count;
+        self.counters.add(|counters| &counters.copied_bytes, count);
         self.ended = count < size || (frame > 0 && self.written >= frame);
         if self.ended {
+            self.counters.frame(Served::Written);
             self.written = 0;
         }
     }
