@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::devices::FbSource;
 use crate::frontend::shim::LONGEST_PATH;
@@ -51,6 +53,11 @@ pub struct Options {
     /// one goes on without.
     #[arg(long, value_name = "PATH", default_value = crate::observe::CONTROL)]
     pub control: PathBuf,
+
+    /// Where metrics can be read: a unix socket for root and the group video that answers HTTP, or `none`. `vidcompat
+    /// metrics` and `curl --unix-socket` read it. Where another vidcompatd has it already, this one goes on without.
+    #[arg(long, value_name = "PATH", default_value = crate::observe::scrape::METRICS)]
+    pub metrics: PathBuf,
 
     /// Where the client shim asks for what CUSE cannot carry: a unix socket for everybody who can open one of our nodes,
     /// or `none`. Where another vidcompatd has it already, this one goes on without, and programs with the shim are
@@ -122,6 +129,12 @@ impl Options {
         Some(&*self.control).filter(|path| *path != Path::new("none"))
     }
 
+    /// Where the metrics socket is to be, if there is to be one.
+    #[must_use]
+    pub fn metrics(&self) -> Option<&Path> {
+        Some(&*self.metrics).filter(|path| *path != Path::new("none"))
+    }
+
     /// Where the shim's socket is to be, if there is to be one.
     #[must_use]
     pub fn shim_socket(&self) -> Option<&Path> {
@@ -140,10 +153,20 @@ impl Options {
     }
 }
 
-/// Sends the log to stderr.
+/// Sends the log to the journal where stderr is the journal (systemd says so by JOURNAL_STREAM), each field of ours as a
+/// field of its own: `VIDCOMPAT_DEVICE`, `VIDCOMPAT_CLIENT_PID` and so on. Else to stderr, as `format` says.
 pub fn init_log(format: LogFormat) {
     let filter =
         EnvFilter::try_from_env("VIDCOMPAT_LOG").unwrap_or_else(|_| EnvFilter::new("info,dma_heap=warn"));
+    if format == LogFormat::Text
+        && is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref())
+        && let Ok(journal) = tracing_journald::layer()
+    {
+        let journal = journal
+            .with_field_prefix(Some("VIDCOMPAT".to_owned()))
+            .with_syslog_identifier("vidcompatd".to_owned());
+        return tracing_subscriber::registry().with(filter).with(journal).init();
+    }
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -155,9 +178,18 @@ pub fn init_log(format: LogFormat) {
     }
 }
 
+/// Is stderr what systemd has connected to the journal? It may have been turned elsewhere since (systemd.exec(5)).
+fn is_journal(stream: Option<&str>) -> bool {
+    let Some((device, inode)) = stream.and_then(|stream| stream.split_once(':')) else {
+        return false;
+    };
+    rustix::fs::fstat(std::io::stderr())
+        .is_ok_and(|stderr| device.parse() == Ok(stderr.st_dev) && inode.parse() == Ok(stderr.st_ino))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Options, parse_size};
+    use super::{Options, is_journal, parse_size};
     use clap::{CommandFactory, Parser};
     use std::path::{Path, PathBuf};
 
@@ -174,6 +206,19 @@ mod tests {
         for nonsense in ["", "M", "-1", "1.5G", "99999999999G"] {
             assert!(parse_size(nonsense).is_err(), "{nonsense}");
         }
+    }
+
+    #[test]
+    fn only_stderr_itself_is_the_journal() {
+        use std::os::unix::fs::MetadataExt;
+        let stderr = std::fs::metadata("/proc/self/fd/2").expect("a stderr");
+        assert!(is_journal(Some(&format!("{}:{}", stderr.dev(), stderr.ino()))));
+        assert!(!is_journal(Some(&format!(
+            "{}:{}",
+            stderr.dev(),
+            stderr.ino() + 1
+        ))));
+        assert!(!is_journal(None) && !is_journal(Some("x")) && !is_journal(Some("1:")));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::devices::{FbNode, FbNodeError, NodeError, SideNode, SideNodeError};
 use crate::frontend::shim::{Server, Shims};
 use crate::memory::{Budget, Heap};
 use crate::observe::control::Control;
+use crate::observe::scrape::Metrics;
 use crate::resolve::{OwnBuffers, Policy};
 use crate::session::DeviceOptions;
 use crate::sys;
@@ -106,7 +107,11 @@ pub fn run(options: &Options) -> Result<(), ServiceError> {
         };
         let outcome = match start_all(nodes, framebuffers, &making, &mut served) {
             Ok(()) => {
-                let _control = options.control().and_then(|path| control(path, &served));
+                let observed = Arc::new(Observed::new(&served));
+                let _control = options
+                    .control()
+                    .and_then(|path| control(path, Arc::clone(&observed)));
+                let _metrics = options.metrics().and_then(|path| metrics(path, observed));
                 announce(&served);
                 tokio::select! {
                     _ = terminate.recv() => Ok(()),
@@ -184,8 +189,7 @@ fn shims(options: &Options) -> (Arc<Shims>, Option<Server>) {
 }
 
 /// The control socket. The devices matter more: without one they are served all the same.
-fn control(path: &Path, served: &[Served]) -> Option<Control> {
-    let source = Arc::new(Observed::new(served));
+fn control(path: &Path, source: Arc<Observed>) -> Option<Control> {
     let claimed = Claim::new(path, Kind::Control).map_err(|error| error.to_string());
     let started = claimed.and_then(|claim| {
         Control::start(claim, source).map_err(|error| format!("{} fails ({error})", path.display()))
@@ -195,6 +199,19 @@ fn control(path: &Path, served: &[Served]) -> Option<Control> {
             tracing::warn!(
                 "`vidcompat status` cannot ask this daemon: {reason}; --control gives it a socket of its own"
             );
+        })
+        .ok()
+}
+
+/// The metrics socket: the same.
+fn metrics(path: &Path, source: Arc<Observed>) -> Option<Metrics> {
+    let claimed = Claim::new(path, Kind::Metrics).map_err(|error| error.to_string());
+    let started = claimed.and_then(|claim| {
+        Metrics::start(claim, source).map_err(|error| format!("{} fails ({error})", path.display()))
+    });
+    started
+        .inspect_err(|reason| {
+            tracing::warn!("this daemon gives no metrics: {reason}; --metrics gives it a socket of its own");
         })
         .ok()
 }
