@@ -194,7 +194,7 @@ fn gauge(metric: &mut MetricEncoder, device: &str, number: usize) -> fmt::Result
 
 fn histogram(metric: &mut MetricEncoder, labels: &impl EncodeLabelSet, latency: &Latency) -> fmt::Result {
     let classes = latency.classes.iter().copied().chain(std::iter::repeat(0));
-    let bounds = BOUNDS_US.map(seconds).into_iter().chain([f64::MAX]);
+    let bounds = BOUNDS_US.map(seconds).into_iter().chain([f64::INFINITY]);
     let buckets: Vec<_> = bounds.zip(classes).collect();
     let mut of = metric.encode_family(labels)?;
     of.encode_histogram::<NoLabelSet>(seconds(latency.sum_us), latency.count, &buckets, None)

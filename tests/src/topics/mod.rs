@@ -10,6 +10,7 @@ mod compliance;
 mod controls;
 #[cfg(target_arch = "x86_64")]
 mod conversion;
+mod doctor;
 mod edid;
 mod errnos;
 mod fallback;
@@ -78,6 +79,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             kill_loop::TESTS,
             lifecycle::TESTS,
             observe::TESTS,
+            doctor::TESTS,
             shim_attacks::TESTS,
             kernel_log::TESTS,
         ],

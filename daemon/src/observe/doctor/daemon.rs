@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{Gid, Group, geteuid, getgroups};
+use nix::unistd::{Gid, Group, getegid, geteuid, getgroups};
 
 use super::look::{names, text};
 use super::{Finding, Level, Machine};
@@ -35,14 +35,19 @@ fn user(root: bool) -> Finding {
     if root {
         return Finding::ok("user", "root");
     }
-    let groups = getgroups().unwrap_or_default();
+    let mut groups = vec![getegid()];
+    groups.extend(getgroups().unwrap_or_default());
+    groups.dedup();
     let name = |gid: Gid| Group::from_gid(gid).ok().flatten().map(|group| group.name);
     let names: Vec<_> = groups.into_iter().filter_map(name).collect();
-    let what = format!("user {} in groups {}", geteuid(), names.join(", "));
+    let what = match names.is_empty() {
+        true => format!("user {}", geteuid()),
+        false => format!("user {} in groups {}", geteuid(), names.join(", ")),
+    };
     match names.iter().any(|name| name == "video") {
         true => Finding::ok("user", what),
         // Whether that matters is said of each node: an ACL may do as well.
-        false => Finding::warning("user", format!("{what}; not in video")).advise(
+        false => Finding::warning("user", format!("{what}, not in video")).advise(
             "what only root can see is not looked at here; `adduser USER video` gives a user the nodes",
         ),
     }
