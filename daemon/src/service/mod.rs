@@ -23,6 +23,7 @@ use crate::devices::{FbNode, FbNodeError, NodeError, SideNode, SideNodeError, Wa
 use crate::frontend::shim::{Server, Shims};
 use crate::memory::{Budget, Heap};
 use crate::observe::control::Control;
+use crate::observe::scrape::Metrics;
 use crate::resolve::{OwnBuffers, Policy, Rule};
 use crate::session::DeviceOptions;
 use crate::sys;
@@ -138,7 +139,11 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
         end(service.nodes.into_served());
         return Err(error);
     }
-    let _control = service.config.control().and_then(|path| control(path, shown));
+    let _control = service
+        .config
+        .control()
+        .and_then(|path| control(path, Arc::clone(&shown)));
+    let _metrics = options.metrics().and_then(|path| metrics(path, shown));
     service.announce();
     loop {
         service.tell_status();
@@ -337,6 +342,19 @@ fn control(path: &Path, source: Arc<Observed>) -> Option<Control> {
             tracing::warn!(
                 "`vidcompat status` cannot ask this daemon: {reason}; --control gives it a socket of its own"
             );
+        })
+        .ok()
+}
+
+/// The metrics socket: the same.
+fn metrics(path: &Path, source: Arc<Observed>) -> Option<Metrics> {
+    let claimed = Claim::new(path, Kind::Metrics).map_err(|error| error.to_string());
+    let started = claimed.and_then(|claim| {
+        Metrics::start(claim, source).map_err(|error| format!("{} fails ({error})", path.display()))
+    });
+    started
+        .inspect_err(|reason| {
+            tracing::warn!("this daemon gives no metrics: {reason}; --metrics gives it a socket of its own");
         })
         .ok()
 }

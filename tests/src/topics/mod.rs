@@ -11,6 +11,7 @@ mod confine;
 mod controls;
 #[cfg(target_arch = "x86_64")]
 mod conversion;
+mod doctor;
 mod edid;
 mod errnos;
 mod fallback;
@@ -80,6 +81,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             lifecycle::TESTS,
             confine::TESTS,
             observe::TESTS,
+            doctor::TESTS,
             shim_attacks::TESTS,
             kernel_log::TESTS,
         ],
