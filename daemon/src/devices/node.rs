@@ -135,12 +135,18 @@ impl Node {
         })
     }
 
+    /// Where the kernel's switch is that ends its channel.
+    #[must_use]
+    pub fn abort_switch(&self) -> PathBuf {
+        PathBuf::from(format!("/sys/class/cuse/{}/abort", self.spec.name))
+    }
+
     /// Ends the channel by the kernel's own switch: requests that are under way fail, and readers see the end. Only
     /// for a node that is known to be ours: the switch goes by the name.
     ///
     /// # Errors
     /// What sysfs says.
     pub fn abort(&self) -> io::Result<()> {
-        fs::write(format!("/sys/class/cuse/{}/abort", self.spec.name), "1")
+        fs::write(self.abort_switch(), "1")
     }
 }

@@ -24,10 +24,14 @@ use crate::session::DeviceOptions;
 use crate::sys;
 use observed::Observed;
 use served::{Making, Served};
+use watchdog::Watchdog;
 
 mod framebuffers;
 mod observed;
+mod patience;
 mod served;
+mod watchdog;
+mod whereabouts;
 
 const CUSE: &str = "/dev/cuse";
 /// How long we try to answer those who wait, before their calls are aborted.
@@ -99,10 +103,15 @@ pub fn run(options: &Options) -> Result<(), ServiceError> {
         // Before the first program can ask for it.
         let (shims, _shim_server) = shims(options);
         let mut served = Vec::new();
+        let watchdog = Watchdog::default();
+        watchdog
+            .start(Duration::from_secs(options.stuck_after))
+            .map_err(ServiceError::System)?;
         let making = Making {
             options: device_options,
             shims,
             report_end,
+            watchdog,
         };
         let outcome = match start_all(nodes, framebuffers, &making, &mut served) {
             Ok(()) => {

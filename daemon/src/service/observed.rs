@@ -8,6 +8,7 @@ use crate::frontend::fb::FbNode;
 use crate::frontend::video::VideoNode;
 use crate::observe::control::Source;
 use crate::observe::model;
+use crate::session::now_us;
 
 /// Every node, with what does not change of it.
 pub(super) struct Observed {
@@ -27,6 +28,7 @@ impl Observed {
 impl Source for Observed {
     fn status(&self) -> model::Status {
         let device = |(device, front): &(model::Device, Arc<VideoNode>)| model::Device {
+            totals: front.totals(),
             files: front.files(),
             ..device.clone()
         };
@@ -39,6 +41,8 @@ impl Source for Observed {
         model::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
+            at_us: now_us(),
+            survival: model::Survival::default(),
             devices: self.devices.iter().map(device).collect(),
             framebuffers: self.framebuffers.iter().map(framebuffer).collect(),
         }

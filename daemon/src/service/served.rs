@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, oneshot};
 
+use super::watchdog::Watchdog;
 use super::{CUSE, ServiceError, framebuffers};
 use crate::cuse::{Channel, Handler, initialize, serve};
 use crate::devices::{FbNode, Node, SideNode};
@@ -88,6 +89,7 @@ pub(super) struct Making {
     pub(super) shims: Arc<Shims>,
     /// Who wants to know that a node has ended.
     pub(super) report_end: mpsc::UnboundedSender<String>,
+    pub(super) watchdog: Watchdog,
 }
 
 impl Making {
@@ -95,9 +97,11 @@ impl Making {
         let channel = open(side.node())?;
         let (handle, waiting) = device_runtime().map_err(ServiceError::System)?;
         let real = side.real().to_owned();
-        let device = Device::new(real.clone(), self.options.clone(), handle).map_err(ServiceError::System)?;
+        let device =
+            Device::new(real.clone(), self.options.clone(), handle.clone()).map_err(ServiceError::System)?;
         let front = VideoNode::new(device, Arc::clone(&self.shims));
         let name = real.display().to_string();
+        self.watchdog.add(&name, side.node(), &channel, Some(&handle));
         let server = self.serve(channel, Arc::clone(&front), &name)?;
         granted(Served {
             name,
@@ -116,6 +120,7 @@ impl Making {
         let channel = open(&node)?;
         let front = fb::FbNode::new(framebuffer, Arc::clone(&self.shims));
         let name = source.name();
+        self.watchdog.add(&name, &node, &channel, None);
         let server = self.serve(channel, Arc::clone(&front), &name)?;
         granted(Served {
             name,
