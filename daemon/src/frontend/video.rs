@@ -86,6 +86,11 @@ impl VideoNode {
         self.device.told_totals()
     }
 
+    /// How many files are open.
+    pub fn open_files(&self) -> usize {
+        self.sessions().len()
+    }
+
     /// What is open, for status, in the order of opening.
     pub fn files(&self) -> Vec<model::File> {
         let mut handles: Vec<u64> = self.sessions().keys().copied().collect();
