@@ -207,7 +207,7 @@ pub fn run_test(name: &str, test: Test) -> anyhow::Result<()> {
     let outcome = test().and_then(|()| devices_are_free());
     // Whatever went wrong: the next test must have a daemon.
     let lives = daemon::check_shared();
-    let outcome = outcome.and(lives);
+    let outcome = outcome.and(lives).and(daemon::check_refused());
     let barked = watchdog.end();
     if begin.elapsed() > Duration::from_secs(15) {
         figure(format!("{name}: took {} s", begin.elapsed().as_secs()));

@@ -64,6 +64,21 @@ pub enum InitError {
     Name(String),
 }
 
+/// What the handshake tells of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// Of the FUSE protocol 7.
+    pub minor: u32,
+}
+
+impl Kernel {
+    /// Does it send unanswered requests again ([`Channel::resend`])? `FUSE_HAS_RESEND` came with 7.40, Linux 6.9.
+    #[must_use]
+    pub fn resends(self) -> bool {
+        self.minor >= 40
+    }
+}
+
 /// Answers the kernel's CUSE_INIT: pieces of [`MAX_IO`] bytes.
 ///
 /// When this returns the kernel has processed the answer. The write does not say whether it liked it: a device number or
@@ -71,7 +86,7 @@ pub enum InitError {
 ///
 /// # Errors
 /// See [`InitError`].
-pub fn initialize(channel: &Arc<Channel>, node: &NodeSpec) -> Result<(), InitError> {
+pub fn initialize(channel: &Arc<Channel>, node: &NodeSpec) -> Result<Kernel, InitError> {
     if node.name.is_empty() || node.name.len() > 64 || node.name.contains(['\0', '=', '\n']) {
         return Err(InitError::Name(node.name.clone()));
     }
@@ -116,7 +131,7 @@ pub fn initialize(channel: &Arc<Channel>, node: &NodeSpec) -> Result<(), InitErr
         ])
         .map_err(InitError::Write)?;
     if channel.is_connected() {
-        return Ok(());
+        return Ok(Kernel { minor: init.minor });
     }
     let NodeSpec {
         name, major, minor, ..

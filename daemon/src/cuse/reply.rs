@@ -18,6 +18,11 @@ use super::channel::{Channel, MAX_IO};
 /// say; without one the client would see errno 512 (KERNEL.md A2).
 const RESTART: i32 = -512;
 
+/// In the number of a request that the kernel sends again (`FUSE_UNIQUE_RESEND`, linux/fuse.h). It is part of the number from
+/// then on: the answer bears it (`request_find` in fs/fuse/dev.c compares whole numbers), an INTERRUPT names the request with it
+/// (`fuse_read_interrupt`), and a request that is sent a third time has the same number as the second.
+const RESENT: u64 = 1 << 63;
+
 /// Marks the answer to an OPEN.
 #[derive(Debug)]
 pub struct ForOpen;
@@ -72,6 +77,12 @@ impl<K> Reply<K> {
     #[must_use]
     pub fn unique(&self) -> u64 {
         self.unique
+    }
+
+    /// Was the request handed to a daemon before us already, which did not answer it? It may have executed it.
+    #[must_use]
+    pub fn is_resent(&self) -> bool {
+        self.unique & RESENT != 0
     }
 
     /// The channel that the request came from.

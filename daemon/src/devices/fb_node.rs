@@ -72,17 +72,25 @@ impl FbNode {
     pub fn of_all(sources: &[FbSource]) -> Result<Vec<Self>, FbNodeError> {
         let mut nodes: Vec<Self> = Vec::new();
         for source in sources {
-            let node = Self::of(source, &nodes)?;
-            let same = |other: &Self| other.node == node.node || same_card(&other.source, &node.source);
-            if nodes.iter().any(same) {
-                return Err(FbNodeError::Twice(source.name()));
-            }
-            nodes.push(node);
+            nodes.push(Self::of(source, &nodes)?);
         }
         Ok(nodes)
     }
 
-    fn of(source: &FbSource, others: &[Self]) -> Result<Self, FbNodeError> {
+    /// The node for `source` besides those of `others`. Changes nothing.
+    ///
+    /// # Errors
+    /// See [`FbNodeError`].
+    pub fn of(source: &FbSource, others: &[Self]) -> Result<Self, FbNodeError> {
+        let node = Self::named(source, others)?;
+        let same = |other: &Self| other.node == node.node || same_card(&other.source, &node.source);
+        match others.iter().any(same) {
+            true => Err(FbNodeError::Twice(source.name())),
+            false => Ok(node),
+        }
+    }
+
+    fn named(source: &FbSource, others: &[Self]) -> Result<Self, FbNodeError> {
         let (source, beside) = match source {
             FbSource::Real(path) => {
                 let (real, number) = real_fb(path)?;

@@ -81,6 +81,16 @@ impl VideoNode {
         Some(Arc::clone(&open.session))
     }
 
+    /// What went through the node, for status.
+    pub fn totals(&self) -> model::Totals {
+        self.device.told_totals()
+    }
+
+    /// How many files are open.
+    pub fn open_files(&self) -> usize {
+        self.sessions().len()
+    }
+
     /// What is open, for status, in the order of opening.
     pub fn files(&self) -> Vec<model::File> {
         let mut handles: Vec<u64> = self.sessions().keys().copied().collect();

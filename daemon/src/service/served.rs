@@ -3,13 +3,16 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, oneshot};
 
+use super::watchdog::Watchdog;
 use super::{CUSE, ServiceError, framebuffers};
+use crate::config::Choice;
 use crate::cuse::{Channel, Handler, initialize, serve};
 use crate::devices::{FbNode, Node, SideNode};
 use crate::frontend::fb;
@@ -23,6 +26,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
 /// A node that programs can open.
 pub(super) struct Served {
+    /// No other node of this process has it.
+    pub(super) id: u64,
     /// What it stands for, for people.
     pub(super) name: String,
     pub(super) node: Node,
@@ -42,6 +47,14 @@ pub(super) enum Front {
 }
 
 impl Front {
+    /// How many files are open.
+    pub(super) fn open_files(&self) -> usize {
+        match self {
+            Self::Video(front) => front.open_files(),
+            Self::Framebuffer(front) => front.open_files_count(),
+        }
+    }
+
     /// The node goes away: every call that waits ends.
     pub(super) fn shut_down(&self) {
         match self {
@@ -86,20 +99,30 @@ impl Served {
 pub(super) struct Making {
     pub(super) options: DeviceOptions,
     pub(super) shims: Arc<Shims>,
-    /// Who wants to know that a node has ended.
-    pub(super) report_end: mpsc::UnboundedSender<String>,
+    /// Who wants to know that a node has ended: by its id.
+    pub(super) report_end: mpsc::UnboundedSender<u64>,
+    /// Of the next node.
+    pub(super) next_id: AtomicU64,
+    pub(super) watchdog: Watchdog,
 }
 
 impl Making {
-    pub(super) fn video(&self, side: SideNode) -> Result<Served, ServiceError> {
+    pub(super) fn video(&self, side: SideNode, choice: Choice) -> Result<Served, ServiceError> {
+        let options = DeviceOptions {
+            heap: self.options.heap.clone().filter(|_| choice.dma_heap),
+            may_adopt: choice.adopt,
+            ..self.options.clone()
+        };
         let channel = open(side.node())?;
         let (handle, waiting) = device_runtime().map_err(ServiceError::System)?;
         let real = side.real().to_owned();
-        let device = Device::new(real.clone(), self.options.clone(), handle).map_err(ServiceError::System)?;
+        let device = Device::new(real.clone(), options, handle.clone()).map_err(ServiceError::System)?;
         let front = VideoNode::new(device, Arc::clone(&self.shims));
         let name = real.display().to_string();
-        let server = self.serve(channel, Arc::clone(&front), &name)?;
+        self.watchdog.add(&name, side.node(), &channel, Some(&handle));
+        let (id, server) = self.serve(channel, Arc::clone(&front), &name)?;
         granted(Served {
+            id,
             name,
             node: side.node().clone(),
             front: Front::Video(front),
@@ -116,8 +139,10 @@ impl Making {
         let channel = open(&node)?;
         let front = fb::FbNode::new(framebuffer, Arc::clone(&self.shims));
         let name = source.name();
-        let server = self.serve(channel, Arc::clone(&front), &name)?;
+        self.watchdog.add(&name, &node, &channel, None);
+        let (id, server) = self.serve(channel, Arc::clone(&front), &name)?;
         granted(Served {
+            id,
             name,
             node,
             front: Front::Framebuffer(front),
@@ -132,30 +157,31 @@ impl Making {
         channel: Arc<Channel>,
         handler: impl Handler,
         name: &str,
-    ) -> Result<JoinHandle<()>, ServiceError> {
+    ) -> Result<(u64, JoinHandle<()>), ServiceError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (report_end, name) = (self.report_end.clone(), name.to_owned());
         let server = thread::Builder::new().name("cuse-reader".into()).spawn(move || {
             if let Err(error) = serve(channel, handler) {
                 tracing::error!(device = name, %error, "the channel of a node broke");
             }
             // Nobody listens any more when the end was asked for.
-            drop(report_end.send(name));
+            let _ = report_end.send(id);
         });
-        server.map_err(ServiceError::System)
+        Ok((id, server.map_err(ServiceError::System)?))
     }
 }
 
 /// The channel of a node, which exists from now on.
 fn open(node: &Node) -> Result<Arc<Channel>, ServiceError> {
     let channel = Channel::open(Path::new(CUSE)).map_err(ServiceError::Cuse)?;
-    initialize(&channel, node.spec())?;
+    let _ = initialize(&channel, node.spec())?;
     node.verify()?;
     Ok(channel)
 }
 
 fn granted(served: Served) -> Result<Served, ServiceError> {
     if let Err(error) = served.node.grant() {
-        super::end_all(vec![served]);
+        super::end(vec![served]);
         return Err(error.into());
     }
     Ok(served)
