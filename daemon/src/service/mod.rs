@@ -16,18 +16,20 @@ use crate::claim::{Claim, Kind};
 use crate::cli::Options;
 use crate::cuse::InitError;
 use crate::devices::{FbNode, FbNodeError, NodeError, SideNode, SideNodeError};
-use crate::frontend::shim::{Server, Shims};
 use crate::memory::{Budget, Heap};
 use crate::observe::control::Control;
 use crate::resolve::{OwnBuffers, Policy};
 use crate::session::DeviceOptions;
+use crate::survive::{Inheritance, Store};
 use crate::sys;
 use observed::Observed;
 use served::{Making, Served};
+use shim_socket::ShimSocket;
 
 mod framebuffers;
 mod observed;
 mod served;
+mod shim_socket;
 
 const CUSE: &str = "/dev/cuse";
 /// How long we try to answer those who wait, before their calls are aborted.
@@ -96,8 +98,11 @@ pub fn run(options: &Options) -> Result<(), ServiceError> {
         // The real nodes first: what is wrong with one is said before anything was changed.
         let nodes = SideNode::of_all(&options.devices)?;
         let framebuffers = FbNode::of_all(&options.framebuffers)?;
+        let store = Store::of_starter();
+        let mut inheritance = Inheritance::take();
         // Before the first program can ask for it.
-        let (shims, _shim_server) = shims(options);
+        let (shims, shim_socket) =
+            shim_socket::make(options.shim_socket(), options.adopt, &store, &mut inheritance);
         let mut served = Vec::new();
         let making = Making {
             options: device_options,
@@ -106,6 +111,8 @@ pub fn run(options: &Options) -> Result<(), ServiceError> {
         };
         let outcome = match start_all(nodes, framebuffers, &making, &mut served) {
             Ok(()) => {
+                let _shim_server = shim_socket.and_then(ShimSocket::serve);
+                inheritance.give_up(&store);
                 let _control = options.control().and_then(|path| control(path, &served));
                 announce(&served);
                 tokio::select! {
@@ -157,30 +164,6 @@ fn start_all(
         served.push(making.video(node)?);
     }
     Ok(())
-}
-
-/// The shim's socket. The devices matter more: without one they are served all the same, as to programs without shim.
-fn shims(options: &Options) -> (Arc<Shims>, Option<Server>) {
-    let without = || (Shims::new(None, options.adopt), None);
-    let Some(path) = options.shim_socket() else {
-        return without();
-    };
-    let shims = Shims::new(Some(path.to_owned()), options.adopt);
-    let claimed = Claim::new(path, Kind::Shim).map_err(|error| error.to_string());
-    let started = claimed.and_then(|claim| {
-        Server::start(claim, Arc::clone(&shims))
-            .map_err(|error| format!("{} fails ({error})", path.display()))
-    });
-    match started {
-        Ok(server) => (shims, Some(server)),
-        Err(reason) => {
-            tracing::warn!(
-                "programs with the client shim are served as those without: {reason}; --shim-socket gives this daemon a \
-                 socket of its own"
-            );
-            without()
-        }
-    }
 }
 
 /// The control socket. The devices matter more: without one they are served all the same.
