@@ -20,16 +20,17 @@ use crate::cli::Options;
 use crate::config::{Config, FileError};
 use crate::cuse::{Channel, InitError};
 use crate::devices::{FbNode, FbNodeError, NodeError, SideNode, SideNodeError, Watcher};
-use crate::frontend::shim::{Server, Shims};
 use crate::memory::{Budget, Heap};
 use crate::observe::control::Control;
 use crate::observe::scrape::Metrics;
 use crate::resolve::{OwnBuffers, Policy, Rule};
 use crate::session::DeviceOptions;
+use crate::survive::{Inheritance, Store};
 use crate::sys;
 use nodes::Nodes;
 use observed::Observed;
 use served::{Making, Served};
+use shim_socket::ShimSocket;
 use watchdog::Watchdog;
 
 mod check;
@@ -39,6 +40,7 @@ mod observed;
 mod patience;
 mod plan;
 mod served;
+mod shim_socket;
 mod watchdog;
 mod whereabouts;
 
@@ -111,7 +113,14 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
     drop(Channel::open(Path::new(CUSE)).map_err(ServiceError::Cuse)?);
     let (report_end, mut ended) = mpsc::unbounded_channel();
     // Before the first program can ask for it.
-    let (shims, _shim_server) = shims(&config);
+    let store = Store::of_starter();
+    let mut inheritance = Inheritance::take();
+    let (shims, shim_socket) = shim_socket::make(
+        config.shim_socket(),
+        may_anything_adopt(&config),
+        &store,
+        &mut inheritance,
+    );
     let watchdog = Watchdog::default();
     watchdog
         .start(Duration::from_secs(options.stuck_after))
@@ -139,6 +148,8 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
         end(service.nodes.into_served());
         return Err(error);
     }
+    let _shim_server = shim_socket.and_then(ShimSocket::serve);
+    inheritance.give_up(&store);
     let _control = service
         .config
         .control()
@@ -302,31 +313,6 @@ fn heap() -> Option<Arc<Heap>> {
                  CONFIG_DMABUF_HEAPS_SYSTEM, or access to the heap, would give cached memory)"
             );
             None
-        }
-    }
-}
-
-/// The shim's socket. The devices matter more: without one they are served all the same, as to programs without shim.
-fn shims(config: &Config) -> (Arc<Shims>, Option<Server>) {
-    let adopt = may_anything_adopt(config);
-    let without = || (Shims::new(None, adopt), None);
-    let Some(path) = config.shim_socket() else {
-        return without();
-    };
-    let shims = Shims::new(Some(path.to_owned()), adopt);
-    let claimed = Claim::new(path, Kind::Shim).map_err(|error| error.to_string());
-    let started = claimed.and_then(|claim| {
-        Server::start(claim, Arc::clone(&shims))
-            .map_err(|error| format!("{} fails ({error})", path.display()))
-    });
-    match started {
-        Ok(server) => (shims, Some(server)),
-        Err(reason) => {
-            tracing::warn!(
-                "programs with the client shim are served as those without: {reason}; --shim-socket gives this daemon a \
-                 socket of its own"
-            );
-            without()
         }
     }
 }
