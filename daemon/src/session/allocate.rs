@@ -486,7 +486,7 @@ impl Session {
             for plane in described.described() {
                 let charge = self.charge(client, plane.length).map_err(|over| {
                     if self.device.may_complain() {
-                        tracing::warn!(device = %self.device.path().display(), pid = %client.process(), "{over}");
+                        tracing::warn!(device = %self.device.path().display(), client_pid = %client.process(), "{over}");
                     }
                     Unserved::Short(index)
                 })?;

@@ -332,7 +332,7 @@ impl Session {
             let way = way.and_then(|way| proving(&look, way, behold)).map_err(|fault| {
                 behold.counters.add(|counters| &counters.faults, 1);
                 tracing::debug!(
-                    device = %self.device.path().display(), pid = %caller.client().process(),
+                    device = %self.device.path().display(), client_pid = %caller.client().process(),
                     client_addr = format_args!("{:#x}", claim.client_addr), length = claim.length, %fault,
                     "QBUF refused: the memory is out of reach"
                 );

@@ -260,7 +260,7 @@ impl Session {
                     if let Err(fault) = self.deliver_plane(at, delivery, &served, reply.head.buf_type, caller)
                     {
                         tracing::debug!(
-                            device = %self.device.path().display(), pid = %served.client.process(),
+                            device = %self.device.path().display(), client_pid = %served.client.process(),
                             index = reply.head.index, %fault,
                             "a frame could not be delivered to the client; the buffer is flagged as damaged"
                         );

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::sys::stat::{major, minor};
 use tokio::runtime::Handle;
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::v4l2::{V4l2RequestBuffers, memory};
@@ -19,7 +18,7 @@ use super::counters::Counters;
 use crate::backend::v4l2::RealNode;
 use crate::memory::{Budget, Heap};
 use crate::observe::model;
-use crate::resolve::{Importer, OwnBuffers, Policy};
+use crate::resolve::{Importer, OwnBuffers, Policy, importer_of};
 
 /// What a device is served with.
 #[derive(Clone, Debug)]
@@ -183,24 +182,7 @@ impl Device {
     /// How its queues use what they import, as far as the modules tell that its driver's module uses: one of vb2's three
     /// kinds of memory, and no other.
     pub(super) fn module_importer(&self) -> Option<Importer> {
-        *self.importer.get_or_init(|| {
-            let (major, minor) = (major(self.identity.2), minor(self.identity.2));
-            let driver = format!("/sys/dev/char/{major}:{minor}/device/driver/module");
-            let module = fs::read_link(driver).ok()?;
-            let holds = |kind: &str| {
-                let holders = Path::new("/sys/module").join(kind).join("holders");
-                module
-                    .file_name()
-                    .is_some_and(|module| holders.join(module).exists())
-            };
-            let kinds = ["videobuf2_vmalloc", "videobuf2_dma_contig", "videobuf2_dma_sg"].map(holds);
-            match kinds {
-                [true, false, false] => Some(Importer::Vmalloc),
-                [false, true, false] => Some(Importer::Contiguous),
-                [false, false, true] => Some(Importer::Scattered),
-                _ => None,
-            }
-        })
+        *self.importer.get_or_init(|| importer_of(self.identity.2))
     }
 
     /// Does the driver know the ioctl of `row`, which has a probe? Asked once.

@@ -289,7 +289,7 @@ impl Session {
         clients.of_thread(tid).map_err(|error| {
             if self.device.may_complain() {
                 tracing::warn!(
-                    device = %self.device.path().display(), tid, %error,
+                    device = %self.device.path().display(), client_tid = tid, %error,
                     "the memory of a client cannot be reached: vidcompatd needs CAP_SYS_PTRACE and must share its pid namespace"
                 );
             }
@@ -371,7 +371,7 @@ impl Session {
             .is_nonblocking(who.who.tid, who.call, self.device.generation())
             .unwrap_or_else(|| {
                 tracing::debug!(
-                    tid = who.who.tid,
+                    client_tid = who.who.tid,
                     "O_NONBLOCK of a waiting call cannot be read; that of the open counts"
                 );
                 self.opened_nonblocking
