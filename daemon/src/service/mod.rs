@@ -25,7 +25,6 @@ use crate::observe::control::Control;
 use crate::observe::scrape::Metrics;
 use crate::resolve::{OwnBuffers, Policy, Rule};
 use crate::session::DeviceOptions;
-use crate::survive::{Inheritance, Store};
 use crate::sys;
 use nodes::Nodes;
 use observed::Observed;
@@ -120,13 +119,11 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
     drop(Channel::open(Path::new(CUSE)).map_err(ServiceError::Cuse)?);
     let (report_end, mut ended) = mpsc::unbounded_channel();
     // Before the first program can ask for it.
-    let store = Store::of_starter();
-    let mut inheritance = Inheritance::take();
     let (shims, shim_socket) = shim_socket::make(
         config.shim_socket(),
         may_anything_adopt(&config),
-        &store,
-        &mut inheritance,
+        survival.store(),
+        &mut survival.inheritance(),
     );
     let watchdog = Watchdog::default();
     watchdog
@@ -157,7 +154,6 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
         return Err(error);
     }
     let _shim_server = shim_socket.and_then(ShimSocket::serve);
-    inheritance.give_up(&store);
     let _control = service
         .config
         .control()
