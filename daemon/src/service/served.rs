@@ -153,7 +153,11 @@ impl Making {
             _waiting: Some(waiting),
         };
         // Who may open it is settled already, and may have been changed since.
-        if was_inherited { Ok(served) } else { granted(served) }
+        if was_inherited {
+            Ok(served)
+        } else {
+            granted(served)
+        }
     }
 
     pub(super) fn framebuffer(&self, wanted: FbNode) -> Result<Served, ServiceError> {
