@@ -33,12 +33,14 @@ pub enum Kind {
     Control,
     /// Messages, for everybody: what is asked there is proved by a token.
     Shim,
+    /// A stream, for our own user and a group.
+    Metrics,
 }
 
 impl Kind {
     const fn socket(self) -> SockType {
         match self {
-            Self::Control => SockType::Stream,
+            Self::Control | Self::Metrics => SockType::Stream,
             Self::Shim => SockType::SeqPacket,
         }
     }
@@ -46,6 +48,7 @@ impl Kind {
     const fn mode(self) -> u32 {
         match self {
             Self::Control => 0o600,
+            Self::Metrics => 0o660,
             Self::Shim => 0o666,
         }
     }
@@ -53,7 +56,7 @@ impl Kind {
     /// Connections that wait to be accepted: beyond, `connect` waits. Few, because the next one waits for all of them.
     const fn backlog(self) -> i32 {
         match self {
-            Self::Control => 16,
+            Self::Control | Self::Metrics => 16,
             Self::Shim => 128,
         }
     }

@@ -5,18 +5,20 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::devices::FbSource;
 use crate::frontend::shim::LONGEST_PATH;
 use crate::resolve::Rule;
 
 /// Where the shim asks, unless it is told otherwise.
-const SHIM_SOCKET: &str = "/run/vidcompat/shim.sock";
+pub(crate) const SHIM_SOCKET: &str = "/run/vidcompat/shim.sock";
 
 /// Serves V4L2 nodes to programs that use USERPTR, and framebuffers.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vidcompatd", version, about)]
-#[command(group(clap::ArgGroup::new("what").args(["devices", "framebuffers", "confine_list"]).required(true).multiple(true)))]
+#[command(group(clap::ArgGroup::new("what").args(["devices", "framebuffers", "config", "check_config", "give_back", "confine_list"]).required(true).multiple(true)))]
 pub struct Options {
     /// A real V4L2 node to put a side node beside: /dev/videoN gets /dev/video(64+N); vbiN, radioN, swradioN and
     /// v4l-touchN alike. May be given several times.
@@ -32,9 +34,25 @@ pub struct Options {
     #[arg(long = "fb", value_name = "WHAT")]
     pub framebuffers: Vec<FbSource>,
 
-    /// Most memory that one client may make vidcompatd hold for its buffers; beyond it the client gets ENOMEM.
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
-    pub memory_per_client: u64,
+    /// Reads this file and the drop-ins `*.toml` of the folder with `.d` behind its name; of the file that is meant where
+    /// FILE is not given also those of /usr/lib/vidcompat/vidcompat.toml.d. SIGHUP reads them again. Options override what
+    /// they say; --device and --fb replace their lists. Without --config no file is read.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = crate::config::DEFAULT_PATH)]
+    pub config: Option<PathBuf>,
+
+    /// Says what would be served on this machine, and which line of which file says so, or what is wrong (exit status 1),
+    /// and serves nothing. Without --config the default file is looked at.
+    #[arg(long, conflicts_with = "give_back")]
+    pub check_config: bool,
+
+    /// Gives real nodes their names back that a vidcompatd which is no more has taken over, and ends.
+    #[arg(long)]
+    pub give_back: bool,
+
+    /// Most memory that one client may make vidcompatd hold for its buffers; beyond it the client gets ENOMEM. 512M unless
+    /// given.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory_per_client: Option<u64>,
 
     /// Most memory for the buffers of all clients; a quarter of the machine's unless given.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
@@ -47,26 +65,36 @@ pub struct Options {
     #[arg(long = "import", value_name = "RULE")]
     pub imports: Vec<Rule>,
 
-    /// Where `vidcompat status` asks: a unix socket for root, or `none`. Where another vidcompatd has it already, this
-    /// one goes on without.
-    #[arg(long, value_name = "PATH", default_value = crate::observe::CONTROL)]
-    pub control: PathBuf,
+    /// Where `vidcompat status` asks: a unix socket for root, or `none`; /run/vidcompat/control.sock unless given. Where
+    /// another vidcompatd has it already, this one goes on without.
+    #[arg(long, value_name = "PATH", value_parser = parse_socket)]
+    pub control: Option<PathBuf>,
+
+    /// Where metrics can be read: a unix socket for root and the group video that answers HTTP, or `none`. `vidcompat
+    /// metrics` and `curl --unix-socket` read it. Where another vidcompatd has it already, this one goes on without.
+    #[arg(long, value_name = "PATH", default_value = crate::observe::scrape::METRICS)]
+    pub metrics: PathBuf,
 
     /// Where the client shim asks for what CUSE cannot carry: a unix socket for everybody who can open one of our nodes,
-    /// or `none`. Where another vidcompatd has it already, this one goes on without, and programs with the shim are
-    /// served as those without.
-    #[arg(long, value_name = "PATH", default_value = SHIM_SOCKET, value_parser = parse_socket)]
-    pub shim_socket: PathBuf,
+    /// or `none`; /run/vidcompat/shim.sock unless given. Where another vidcompatd has it already, this one goes on without,
+    /// and programs with the shim are served as those without.
+    #[arg(long, value_name = "PATH", value_parser = parse_socket)]
+    pub shim_socket: Option<PathBuf>,
 
     /// Lets page-aligned USERPTR buffers of programs with the shim become the device's own buffers, so that nothing is
-    /// copied.
-    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
-    pub adopt: bool,
+    /// copied. They may unless given.
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
+    pub adopt: Option<bool>,
 
     /// Stays as a small parent of the daemon that keeps its files: when the daemon is killed it starts again at once, and
     /// on Linux 6.9 and later its clients go on. Of no use under systemd, whose fd store does the same.
     #[arg(long)]
     pub keep: bool,
+
+    /// A call that takes a sixth of this is told in the log. One that takes this long by a fault of vidcompatd itself ends its
+    /// node, so that no program hangs, and vidcompatd, where something starts it again.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(6..))]
+    pub stuck_after: u64,
 
     /// Gives up what root may and vidcompatd need not: capabilities and system calls that are in no table of
     /// `--confine-list`. `log` takes nothing away and tells what would be.
@@ -113,7 +141,7 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 /// A path that clients with any working directory can connect to, or `none`.
-fn parse_socket(text: &str) -> Result<PathBuf, String> {
+pub(crate) fn parse_socket(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     if text == "none" {
         Ok(path)
@@ -130,34 +158,27 @@ fn parse_socket(text: &str) -> Result<PathBuf, String> {
 }
 
 impl Options {
-    /// Where the control socket is to be, if there is to be one.
+    /// Where the metrics socket is to be, if there is to be one.
     #[must_use]
-    pub fn control(&self) -> Option<&Path> {
-        Some(&*self.control).filter(|path| *path != Path::new("none"))
-    }
-
-    /// Where the shim's socket is to be, if there is to be one.
-    #[must_use]
-    pub fn shim_socket(&self) -> Option<&Path> {
-        Some(&*self.shim_socket).filter(|path| *path != Path::new("none"))
-    }
-
-    /// The bound for all clients: as given, or a quarter of `/proc/meminfo`'s MemTotal.
-    #[must_use]
-    pub fn memory_total(&self) -> u64 {
-        self.memory_total.unwrap_or_else(|| {
-            let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-            let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-            let kib: Option<u64> = total.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
-            kib.map_or(512 << 20, |kib| kib * 1024 / 4)
-        })
+    pub fn metrics(&self) -> Option<&Path> {
+        Some(&*self.metrics).filter(|path| *path != Path::new("none"))
     }
 }
 
-/// Sends the log to stderr.
+/// Sends the log to the journal where stderr is the journal (systemd says so by JOURNAL_STREAM), each field of ours as a
+/// field of its own: `VIDCOMPAT_DEVICE`, `VIDCOMPAT_CLIENT_PID` and so on. Else to stderr, as `format` says.
 pub fn init_log(format: LogFormat) {
     let filter =
         EnvFilter::try_from_env("VIDCOMPAT_LOG").unwrap_or_else(|_| EnvFilter::new("info,dma_heap=warn"));
+    if format == LogFormat::Text
+        && is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref())
+        && let Ok(journal) = tracing_journald::layer()
+    {
+        let journal = journal
+            .with_field_prefix(Some("VIDCOMPAT".to_owned()))
+            .with_syslog_identifier("vidcompatd".to_owned());
+        return tracing_subscriber::registry().with(filter).with(journal).init();
+    }
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -169,12 +190,20 @@ pub fn init_log(format: LogFormat) {
     }
 }
 
+/// Is stderr what systemd has connected to the journal? It may have been turned elsewhere since (systemd.exec(5)).
+fn is_journal(stream: Option<&str>) -> bool {
+    let Some((device, inode)) = stream.and_then(|stream| stream.split_once(':')) else {
+        return false;
+    };
+    rustix::fs::fstat(std::io::stderr())
+        .is_ok_and(|stderr| device.parse() == Ok(stderr.st_dev) && inode.parse() == Ok(stderr.st_ino))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Options, parse_size};
+    use super::{Options, is_journal, parse_size};
     use crate::confine::Mode;
     use clap::{CommandFactory, Parser};
-    use std::path::{Path, PathBuf};
 
     #[test]
     fn the_definition_is_consistent() {
@@ -192,6 +221,19 @@ mod tests {
     }
 
     #[test]
+    fn only_stderr_itself_is_the_journal() {
+        use std::os::unix::fs::MetadataExt;
+        let stderr = std::fs::metadata("/proc/self/fd/2").expect("a stderr");
+        assert!(is_journal(Some(&format!("{}:{}", stderr.dev(), stderr.ino()))));
+        assert!(!is_journal(Some(&format!(
+            "{}:{}",
+            stderr.dev(),
+            stderr.ino() + 1
+        ))));
+        assert!(!is_journal(None) && !is_journal(Some("x")) && !is_journal(Some("1:")));
+    }
+
+    #[test]
     fn import_rules_are_read_in_their_order_and_nonsense_is_refused_with_the_reason() {
         let parse = |rules: &[&str]| {
             let rules = rules.iter().flat_map(|rule| ["--import", rule]);
@@ -206,39 +248,6 @@ mod tests {
             ("drm:vmalloc=allow", "kernel bug"),
         ] {
             let error = parse(&[rule]).expect_err(rule).to_string();
-            assert!(error.contains(reason), "{error}");
-        }
-    }
-
-    #[test]
-    fn the_control_socket_has_a_place_and_can_be_left_out() {
-        let control = |more: &[&str]| {
-            let args = ["vidcompatd", "--device", "/dev/video0"].iter().chain(more);
-            let options = Options::try_parse_from(args).expect("options");
-            options.control().map(|path| path.display().to_string())
-        };
-        assert_eq!(control(&[]).as_deref(), Some("/run/vidcompat/control.sock"));
-        assert_eq!(control(&["--control", "/run/a"]).as_deref(), Some("/run/a"));
-        assert_eq!(control(&["--control", "none"]), None);
-    }
-
-    #[test]
-    fn the_shims_socket_has_a_place_that_every_program_can_reach() {
-        let parse = |path: &str| {
-            let args = ["vidcompatd", "--device", "/dev/video0", "--shim-socket", path];
-            Options::try_parse_from(args).map(|options| options.shim_socket().map(Path::to_owned))
-        };
-        let default = Options::try_parse_from(["vidcompatd", "--device", "/dev/video0"]).expect("options");
-        assert_eq!(default.shim_socket(), Some(Path::new("/run/vidcompat/shim.sock")));
-        assert_eq!(parse("none").expect("options"), None);
-        let longest = format!("/run/{}", "x".repeat(102));
-        assert_eq!(parse(&longest).expect("107 bytes"), Some(PathBuf::from(&longest)));
-        for (path, reason) in [
-            (format!("{longest}x"), "107 bytes at most, and this has 108"),
-            ("shim.sock".to_owned(), "must begin with `/`"),
-            (String::new(), "must begin with `/`"),
-        ] {
-            let error = parse(&path).expect_err(&path).to_string();
             assert!(error.contains(reason), "{error}");
         }
     }

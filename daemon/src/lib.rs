@@ -11,6 +11,7 @@ pub mod backend;
 pub mod claim;
 pub mod cli;
 pub mod client;
+pub mod config;
 pub mod confine;
 pub mod cuse;
 pub mod devices;

@@ -19,7 +19,11 @@ fn main() -> ExitCode {
         return keeper::run();
     }
     confine::confine(options.confine);
-    match service::run(&options) {
+    let outcome = match options.check_config {
+        true => service::check(&options).map(|page| print!("{page}")),
+        false => service::run(&options),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("vidcompatd: {error}");

@@ -12,6 +12,7 @@ use polyfuse_kernel::{FUSE_NOTIFY_POLL, fuse_notify_poll_wakeup_out, fuse_out_he
 use zerocopy::IntoBytes;
 
 use super::interrupts::Interrupts;
+use super::under_way::UnderWay;
 
 /// Most bytes in one READ or WRITE: the kernel's `FUSE_DEFAULT_MAX_PAGES_PER_REQ` of 32 pages (fs/fuse/fuse_i.h).
 pub const MAX_IO: u32 = 131_072;
@@ -29,6 +30,7 @@ const NOTIFY_RESEND: i32 = 7;
 pub struct Channel {
     file: File,
     interrupts: Interrupts,
+    under_way: UnderWay,
 }
 
 impl Channel {
@@ -48,6 +50,7 @@ impl Channel {
         Arc::new(Self {
             file: File::from(fd),
             interrupts: Interrupts::default(),
+            under_way: UnderWay::default(),
         })
     }
 
@@ -68,6 +71,11 @@ impl Channel {
     #[must_use]
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+
+    /// What the threads of this channel work on.
+    pub fn under_way(&self) -> &UnderWay {
+        &self.under_way
     }
 
     /// Reads one request. `buffer` has [`READ_BUFFER`] bytes. 0: the other end is gone.

@@ -4,13 +4,22 @@
 //! nodes alike, and `/dev/fbN` gets `/dev/fb(64+N)`, 29:256+N. A framebuffer of our own where there is no real one is
 //! `/dev/fbN`, 29:512+N.
 
+/// Where real nodes are while ours have their names.
+pub const ASIDE: &str = "/dev/vidcompat";
+
+mod access;
+mod discovery;
 mod fb_node;
 mod fb_source;
 mod node;
 mod side_node;
+mod watch;
 
+pub use access::carry;
+pub use discovery::{Found, Identity, discover};
 pub use fb_node::{FB_FIRST_MINOR, FB_FIRST_OWN_MINOR, FB_MAJOR, FbNode, FbNodeError};
 pub use fb_source::{FbSource, Own};
 pub use node::{Node, NodeError};
 pub(crate) use side_node::{FIRST_NUMBER, MAJOR, kinds};
-pub use side_node::{SideNode, SideNodeError};
+pub use side_node::{SideNode, SideNodeError, names_of, our_name};
+pub use watch::Watcher;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::Group;
 
+use super::access::carry;
 use crate::cuse::NodeSpec;
 
 /// What is wrong with a node of ours. Each message is one sentence for the operator.
@@ -93,14 +94,39 @@ impl Node {
     /// [`NodeError::NotMade`].
     pub fn verify(&self) -> Result<(), NodeError> {
         let NodeSpec { major, minor, .. } = self.spec;
-        let made = fs::metadata(self.path()).is_ok_and(|metadata| {
-            nix::sys::stat::major(metadata.rdev()) == u64::from(major)
-                && nix::sys::stat::minor(metadata.rdev()) == u64::from(minor)
-        });
         let path = self.path();
-        match made {
+        match self.stands() {
             true => Ok(()),
             false => Err(NodeError::NotMade { path, major, minor }),
+        }
+    }
+
+    /// Is what stands at our name ours?
+    #[must_use]
+    pub fn stands(&self) -> bool {
+        let NodeSpec { major, minor, .. } = self.spec;
+        fs::symlink_metadata(self.path()).is_ok_and(|found| {
+            nix::sys::stat::major(found.rdev()) == u64::from(major)
+                && nix::sys::stat::minor(found.rdev()) == u64::from(minor)
+        })
+    }
+
+    /// Takes the name away: who has the node open keeps it, and nobody else comes. The kernel removes the name itself
+    /// only when the node ends.
+    pub fn hide(&self) {
+        if self.stands()
+            && let Err(error) = fs::remove_file(self.path())
+        {
+            tracing::warn!(node = %self.path().display(), %error, "the node of a device that is gone keeps its name");
+        }
+    }
+
+    /// The node whose owner, mode and list it is to have.
+    #[must_use]
+    pub fn like(&self) -> Option<&Path> {
+        match &self.access {
+            Access::Like(real) => Some(real),
+            Access::Video => None,
         }
     }
 
@@ -112,10 +138,7 @@ impl Node {
         let path = self.path();
         let grant = || {
             let (uid, gid, mode) = match &self.access {
-                Access::Like(real) => {
-                    let real = fs::metadata(real)?;
-                    (real.uid(), real.gid(), real.mode() & 0o7777)
-                }
+                Access::Like(real) => return carry(real, &path).map(drop),
                 Access::Video => match Group::from_name("video")? {
                     Some(group) => (0, group.gid.as_raw(), 0o660),
                     None => (0, 0, 0o600),
@@ -135,12 +158,18 @@ impl Node {
         })
     }
 
+    /// Where the kernel's switch is that ends its channel.
+    #[must_use]
+    pub fn abort_switch(&self) -> PathBuf {
+        PathBuf::from(format!("/sys/class/cuse/{}/abort", self.spec.name))
+    }
+
     /// Ends the channel by the kernel's own switch: requests that are under way fail, and readers see the end. Only
     /// for a node that is known to be ours: the switch goes by the name.
     ///
     /// # Errors
     /// What sysfs says.
     pub fn abort(&self) -> io::Result<()> {
-        fs::write(format!("/sys/class/cuse/{}/abort", self.spec.name), "1")
+        fs::write(self.abort_switch(), "1")
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use super::discovery::Found;
 use super::node::{Access, Node, NodeError};
 use crate::backend::v4l2::RealNode;
 use crate::cuse::NodeSpec;
@@ -42,9 +43,16 @@ const KINDS: [Kind; 5] = [
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Kind {
+pub(super) struct Kind {
     prefix: &'static str,
     first_minor: u32,
+}
+
+impl Kind {
+    /// Video first.
+    pub(super) fn order(self) -> u32 {
+        self.first_minor
+    }
 }
 
 /// By what the names of V4L2 nodes begin, and the first minor of ours of this kind.
@@ -99,11 +107,12 @@ pub struct SideNode {
 }
 
 impl SideNode {
-    /// The side node for `path`, which may be a link such as `/dev/v4l/by-id/...`. Changes nothing.
+    /// The side node for `path`, which may be a link such as `/dev/v4l/by-id/...`. Changes nothing. Its name is free, or it
+    /// `is_ours` already.
     ///
     /// # Errors
     /// See [`SideNodeError`].
-    pub fn of(path: &Path) -> Result<Self, SideNodeError> {
+    pub fn of(path: &Path, is_ours: &dyn Fn(&str) -> bool) -> Result<Self, SideNodeError> {
         let missing = |source| SideNodeError::Missing {
             path: path.to_owned(),
             source,
@@ -117,7 +126,9 @@ impl SideNode {
         }
         let names = check_device(&real)?;
         let node = node_of(&real, kind, number);
-        node.check_free(&real)?;
+        if !is_ours(&node.spec().name) {
+            node.check_free(&real)?;
+        }
         Ok(Self { real, node, names })
     }
 
@@ -125,16 +136,39 @@ impl SideNode {
     ///
     /// # Errors
     /// See [`SideNodeError`].
-    pub fn of_all(paths: &[PathBuf]) -> Result<Vec<Self>, SideNodeError> {
+    pub fn of_all(paths: &[PathBuf], is_ours: &dyn Fn(&str) -> bool) -> Result<Vec<Self>, SideNodeError> {
         let mut nodes: Vec<Self> = Vec::new();
         for path in paths {
-            let node = Self::of(path)?;
+            let node = Self::of(path, is_ours)?;
             if nodes.contains(&node) {
                 return Err(SideNodeError::Twice(path.clone()));
             }
             nodes.push(node);
         }
         Ok(nodes)
+    }
+
+    /// The side node of a device of this machine, whose driver and card are `names`. `is_ours` is to make room for it, unless
+    /// it is there and ours already.
+    ///
+    /// # Errors
+    /// See [`SideNodeError`].
+    pub fn beside(
+        found: &Found,
+        names: (String, String),
+        is_ours: impl FnOnce(&Node) -> bool,
+    ) -> Result<Self, SideNodeError> {
+        let real = found.path.clone();
+        let (kind, number) =
+            kind_and_number(&real).ok_or_else(|| SideNodeError::NotV4l2Name(real.clone()))?;
+        if number >= FIRST_NUMBER {
+            return Err(SideNodeError::Number(real));
+        }
+        let node = node_of(&real, kind, number);
+        if !is_ours(&node) {
+            node.check_free(&real)?;
+        }
+        Ok(Self { real, node, names })
     }
 
     /// Driver and card, as QUERYCAP names them.
@@ -153,6 +187,13 @@ impl SideNode {
     }
 }
 
+/// What the side node of this device is called; `None` where there can be none.
+#[must_use]
+pub fn our_name(found: &Found) -> Option<String> {
+    let (kind, number) = kind_and_number(&found.path)?;
+    (number < FIRST_NUMBER).then(|| node_of(&found.path, kind, number).spec().name.clone())
+}
+
 fn node_of(real: &Path, kind: Kind, number: u32) -> Node {
     let spec = NodeSpec {
         name: format!("{}{}", kind.prefix, FIRST_NUMBER + number),
@@ -169,15 +210,24 @@ fn check_device(real: &Path) -> Result<(String, String), SideNodeError> {
         path: real.to_owned(),
         source,
     };
-    let node = RealNode::open(real, libc::O_RDWR).map_err(not_v4l2)?;
-    let capability = node.capability().map_err(not_v4l2)?;
+    let (driver, card) = names_of(real).map_err(not_v4l2)?;
     tracing::info!(
-        device = %real.display(), driver = capability.driver, card = capability.card, "found a device"
+        device = %real.display(), driver, card, "found a device"
     );
+    Ok((driver, card))
+}
+
+/// Driver and card of the node at `path`, as QUERYCAP names them.
+///
+/// # Errors
+/// It cannot be opened, or is no V4L2 node.
+pub fn names_of(path: &Path) -> io::Result<(String, String)> {
+    let capability = RealNode::open(path, libc::O_RDWR)?.capability()?;
     Ok((capability.driver, capability.card))
 }
 
-fn kind_and_number(path: &Path) -> Option<(Kind, u32)> {
+/// The kind and the number of a V4L2 node, by its path.
+pub(super) fn kind_and_number(path: &Path) -> Option<(Kind, u32)> {
     if path.parent() != Some(Path::new("/dev")) {
         return None;
     }
@@ -247,11 +297,11 @@ mod tests {
     #[test]
     fn a_missing_device_and_another_kind_of_file_are_told_apart() {
         assert!(matches!(
-            SideNode::of(Path::new("/dev/video-none")),
+            SideNode::of(Path::new("/dev/video-none"), &|_| false),
             Err(SideNodeError::Missing { .. })
         ));
         assert!(matches!(
-            SideNode::of(Path::new("/dev/null")),
+            SideNode::of(Path::new("/dev/null"), &|_| false),
             Err(SideNodeError::NotV4l2Name(_))
         ));
     }

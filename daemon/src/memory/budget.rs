@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -15,8 +16,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Bytes that buffers may take: in total, and for each client.
 #[derive(Debug)]
 pub struct Budget {
-    total: u64,
-    per_client: u64,
+    total: AtomicU64,
+    per_client: AtomicU64,
     used: Mutex<Used>,
     handed_out: Mutex<Vec<HandedOut>>,
 }
@@ -82,11 +83,25 @@ impl Budget {
     #[must_use]
     pub fn new(total: u64, per_client: u64) -> Arc<Self> {
         Arc::new(Self {
-            total,
-            per_client,
+            total: total.into(),
+            per_client: per_client.into(),
             used: Mutex::default(),
             handed_out: Mutex::default(),
         })
+    }
+
+    /// Other bounds from now on, in bytes; what is spent already stays.
+    pub fn change(&self, total: u64, per_client: u64) {
+        self.total.store(total, Ordering::Relaxed);
+        self.per_client.store(per_client, Ordering::Relaxed);
+    }
+
+    fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    fn per_client(&self) -> u64 {
+        self.per_client.load(Ordering::Relaxed)
     }
 
     /// Spends `bytes` for the process `client` until the charge is dropped.
@@ -98,18 +113,18 @@ impl Budget {
         // A panic elsewhere leaves the sums whole: nothing in here can fail between two changes.
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let held = used.clients.get(&client).copied().unwrap_or(0);
-        if bytes > self.per_client.saturating_sub(held) {
+        if bytes > self.per_client().saturating_sub(held) {
             return Err(OverBudget::Client {
                 held,
                 asked: bytes,
-                limit: self.per_client,
+                limit: self.per_client(),
             });
         }
-        if bytes > self.total.saturating_sub(used.total) {
+        if bytes > self.total().saturating_sub(used.total) {
             return Err(OverBudget::Total {
                 held: used.total,
                 asked: bytes,
-                limit: self.total,
+                limit: self.total(),
             });
         }
         used.total += bytes;
@@ -119,6 +134,20 @@ impl Budget {
             client,
             bytes,
         })
+    }
+
+    /// As [`Budget::charge`], for what a daemon before us has charged already: it is there, whatever the bounds are now.
+    #[must_use]
+    pub fn charge_again(self: &Arc<Self>, client: i32, bytes: u64) -> Charge {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.total = used.total.saturating_add(bytes);
+        let held = used.clients.entry(client).or_insert(0);
+        *held = held.saturating_add(bytes);
+        Charge {
+            budget: Some(Arc::clone(self)),
+            client,
+            bytes,
+        }
     }
 
     /// Is there anything that clients have in their hands? What they have let go of is spent no more.
@@ -175,9 +204,8 @@ impl Budget {
     pub fn available(&self, client: i32) -> u64 {
         let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let held = used.clients.get(&client).copied().unwrap_or(0);
-        self.per_client
-            .saturating_sub(held)
-            .min(self.total.saturating_sub(used.total))
+        let of_client = self.per_client().saturating_sub(held);
+        of_client.min(self.total().saturating_sub(used.total))
     }
 
     /// Bytes spent now.
@@ -197,6 +225,12 @@ pub struct Charge {
 }
 
 impl Charge {
+    /// The process that it is spent for.
+    #[must_use]
+    pub fn client(&self) -> i32 {
+        self.client
+    }
+
     /// Spent until nobody but us has `fd`.
     pub fn until_let_go(mut self, fd: Arc<OwnedFd>) {
         if let Some(budget) = self.budget.take() {
@@ -267,6 +301,16 @@ mod tests {
         assert_eq!((budget.available(1), budget.available(2)), (50, 10));
         assert_eq!(budget.spent(), 50);
         assert!(budget.charge(3, 50).is_ok());
+    }
+
+    #[test]
+    fn other_bounds_count_for_what_is_asked_then() {
+        let budget = Budget::new(100, 60);
+        let held = budget.charge(1, 60).expect("within both");
+        budget.change(70, 50);
+        assert_eq!((budget.available(1), budget.available(2)), (0, 10));
+        drop(held);
+        assert_eq!((budget.available(1), budget.spent()), (50, 0));
     }
 
     #[test]

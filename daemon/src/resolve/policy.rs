@@ -5,9 +5,10 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 /// How a queue uses what it imports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Importer {
     /// `vb2-vmalloc`: by the processor, through a kernel mapping (uvcvideo, most USB, vivid's default).
     Vmalloc,
@@ -71,9 +72,15 @@ const PAIRS: &[(&str, [Verdict; 4])] = &[
 ];
 
 /// The table and an operator's changes.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Policy {
-    rules: Vec<Rule>,
+    rules: RwLock<Vec<Rule>>,
+}
+
+impl Clone for Policy {
+    fn clone(&self) -> Self {
+        Self::new(self.rules().clone())
+    }
 }
 
 /// One change, as `EXPORTER:QUEUE=allow` or `=forbid` says it; `*` is every exporter or every queue.
@@ -131,6 +138,15 @@ impl FromStr for Rule {
     }
 }
 
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |importer| Importer::ALL.iter().find(|(each, _)| *each == importer);
+        let queue = self.importer.and_then(name).map_or("*", |(_, name)| name);
+        let verdict = if self.allow { "allow" } else { "forbid" };
+        write!(f, "{}:{queue}={verdict}", self.exporter)
+    }
+}
+
 fn of_table(exporter: &str, importer: Importer) -> Verdict {
     let row = PAIRS.iter().find(|(name, _)| *name == exporter || *name == "*");
     let column = Importer::ALL.iter().position(|(each, _)| *each == importer);
@@ -142,7 +158,18 @@ impl Policy {
     /// The table with these changes, of which the last that fits counts.
     #[must_use]
     pub fn new(rules: Vec<Rule>) -> Self {
+        let rules = RwLock::new(rules);
         Self { rules }
+    }
+
+    /// Other changes from now on; what is imported already stays.
+    pub fn change(&self, rules: Vec<Rule>) {
+        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
+    }
+
+    fn rules(&self) -> RwLockReadGuard<'_, Vec<Rule>> {
+        // Changed by one assignment: never half done.
+        self.rules.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// May a dma-buf of `exporter` be imported into this kind of queue?
@@ -153,7 +180,7 @@ impl Policy {
             (rule.exporter == "*" || rule.exporter == exporter)
                 && rule.importer.is_none_or(|of_rule| of_rule == importer)
         };
-        match self.rules.iter().rev().find(fits) {
+        match self.rules().iter().rev().find(fits) {
             _ if of_table == Never => Never,
             Some(rule) if rule.allow => Import,
             Some(_) => Bounce,
@@ -203,6 +230,16 @@ mod tests {
         assert_eq!(policy.verdict("system", Importer::Vmalloc), Verdict::Import);
         assert_eq!(policy.verdict("system", Importer::Contiguous), Verdict::Bounce);
         assert_eq!(policy.verdict("udmabuf", Importer::Vmalloc), Verdict::Bounce);
+    }
+
+    #[test]
+    fn a_rule_is_written_as_it_is_read_and_changes_count_at_once() {
+        for text in ["system:*=allow", "*:vmalloc=forbid"] {
+            assert_eq!(text.parse::<Rule>().expect("a rule").to_string(), text);
+        }
+        let policy = policy(&["system:*=forbid"]);
+        policy.change(Vec::new());
+        assert_eq!(policy.verdict("system", Importer::Vmalloc), Verdict::Import);
     }
 
     #[test]

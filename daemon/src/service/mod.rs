@@ -1,41 +1,59 @@
 //! Starting and ending: from the command line to served nodes, and back to nothing.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use sd_notify::NotifyState;
 use tokio::runtime::Builder;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 
 use crate::backend::kms::KmsError;
 use crate::claim::{Claim, Kind};
 use crate::cli::Options;
-use crate::cuse::InitError;
-use crate::devices::{FbNode, FbNodeError, NodeError, SideNode, SideNodeError};
+use crate::config::{Config, FileError};
+use crate::cuse::{Channel, InitError};
+use crate::devices::{FbNode, FbNodeError, NodeError, SideNode, SideNodeError, Watcher};
 use crate::memory::{Budget, Heap};
 use crate::observe::control::Control;
-use crate::resolve::{OwnBuffers, Policy};
+use crate::observe::scrape::Metrics;
+use crate::resolve::{OwnBuffers, Policy, Rule};
 use crate::session::DeviceOptions;
-use crate::survive::{Inheritance, Store};
 use crate::sys;
+use nodes::Nodes;
 use observed::Observed;
+use restore::{Survival, leave_kept};
 use served::{Making, Served};
 use shim_socket::ShimSocket;
+use watchdog::Watchdog;
 
+mod check;
 mod framebuffers;
+mod nodes;
 mod observed;
+mod patience;
+mod plan;
+mod restore;
 mod served;
 mod shim_socket;
+mod watchdog;
+mod whereabouts;
+
+pub use check::check;
 
 const CUSE: &str = "/dev/cuse";
 /// How long we try to answer those who wait, before their calls are aborted.
 const GRACE: Duration = Duration::from_secs(1);
 /// How long calls that are under way may take to end then.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How often it is looked what devices there are where nobody tells us.
+const UNHEARD: Duration = Duration::from_secs(2);
 
 /// Why vidcompatd does not run. Each message is one sentence for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -64,14 +82,13 @@ pub enum ServiceError {
     /// A thread, a runtime, a signal handler.
     #[error("the system refuses what every program needs: {0}")]
     System(#[source] io::Error),
-    /// A node ended by itself.
-    #[error(
-        "the node for {0} has ended although nobody asked for it; vidcompatd ends, the real node is untouched"
-    )]
-    Ended(String),
+    /// What the operator has written down.
+    #[error(transparent)]
+    Config(#[from] FileError),
 }
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT. Where `options` names a configuration, devices come and go meanwhile; those of the command
+/// line must be there at the beginning.
 ///
 /// # Errors
 /// See [`ServiceError`]; nodes made so far are gone when this returns.
@@ -82,50 +99,203 @@ pub fn run(options: &Options) -> Result<(), ServiceError> {
         .enable_all()
         .build()
         .map_err(ServiceError::System)?;
-    runtime.block_on(async {
-        // Before the first node: from here on a signal ends us in order.
-        let mut terminate = signal(SignalKind::terminate()).map_err(ServiceError::System)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(ServiceError::System)?;
-        let (report_end, mut ended) = mpsc::unbounded_channel();
-        let device_options = DeviceOptions {
-            // Framebuffers need none.
-            heap: if options.devices.is_empty() { None } else { heap() },
-            budget: Budget::new(options.memory_total(), options.memory_per_client),
-            policy: Arc::new(Policy::new(options.imports.clone())),
-            own: Arc::new(OwnBuffers::default()),
-            may_adopt: options.adopt,
-        };
-        // The real nodes first: what is wrong with one is said before anything was changed.
-        let nodes = SideNode::of_all(&options.devices)?;
-        let framebuffers = FbNode::of_all(&options.framebuffers)?;
-        let store = Store::of_starter();
-        let mut inheritance = Inheritance::take();
-        // Before the first program can ask for it.
-        let (shims, shim_socket) =
-            shim_socket::make(options.shim_socket(), options.adopt, &store, &mut inheritance);
-        let mut served = Vec::new();
-        let making = Making {
-            options: device_options,
-            shims,
-            report_end,
-        };
-        let outcome = match start_all(nodes, framebuffers, &making, &mut served) {
-            Ok(()) => {
-                let _shim_server = shim_socket.and_then(ShimSocket::serve);
-                inheritance.give_up(&store);
-                let _control = options.control().and_then(|path| control(path, &served));
-                announce(&served);
-                tokio::select! {
-                    _ = terminate.recv() => Ok(()),
-                    _ = interrupt.recv() => Ok(()),
-                    Some(name) = ended.recv() => Err(ServiceError::Ended(name)),
-                }
-            }
-            Err(error) => Err(error),
-        };
-        end_all(served);
+    runtime.block_on(serve(options))
+}
+
+async fn serve(options: &Options) -> Result<(), ServiceError> {
+    // Before the first node: from here on a signal ends us in order.
+    let mut signals = Signals::new().map_err(ServiceError::System)?;
+    let config = Config::of(options)?;
+    let survival = Survival::of_starter();
+    // What is wrong is said before anything was changed.
+    if config.strict {
+        let paths: Vec<PathBuf> = options.devices.clone();
+        let is_ours = |node: &str| survival.has_channel(node);
+        drop((
+            SideNode::of_all(&paths, &is_ours)?,
+            FbNode::of_all(&options.framebuffers)?,
+        ));
+    }
+    drop(Channel::open(Path::new(CUSE)).map_err(ServiceError::Cuse)?);
+    let (report_end, mut ended) = mpsc::unbounded_channel();
+    // Before the first program can ask for it.
+    let (shims, shim_socket) = shim_socket::make(
+        config.shim_socket(),
+        may_anything_adopt(&config),
+        survival.store(),
+        &mut survival.inheritance(),
+    );
+    let watchdog = Watchdog::default();
+    watchdog
+        .start(Duration::from_secs(options.stuck_after))
+        .map_err(ServiceError::System)?;
+    let making = Making {
+        options: device_options(&config),
+        shims,
+        survival,
+        report_end,
+        next_id: AtomicU64::new(0),
+        watchdog,
+    };
+    let shown = Arc::new(Observed::default());
+    let mut service = Service {
+        options: options.clone(),
+        config,
+        budget: Arc::clone(&making.options.budget),
+        policy: Arc::clone(&making.options.policy),
+        nodes: Nodes::new(making, Arc::clone(&shown)),
+        // Before the first look: what comes after it is heard of.
+        watcher: Watcher::new(),
+        status: String::new(),
+    };
+    let first = service.look();
+    if let (true, Err(error)) = (service.config.strict, first) {
+        end(service.nodes.into_served());
+        return Err(error);
+    }
+    let _shim_server = shim_socket.and_then(ShimSocket::serve);
+    let _control = service
+        .config
+        .control()
+        .and_then(|path| control(path, Arc::clone(&shown)));
+    let _metrics = options.metrics().and_then(|path| metrics(path, shown));
+    service.announce();
+    loop {
+        service.tell_status();
+        let again = service.again();
+        tokio::select! {
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
+            _ = signals.hangup.recv() => service.reload(),
+            Some(id) = ended.recv() => service.nodes.ended(id),
+            () = service.watcher.changed() => {}
+            () = sleep(again) => {}
+        }
+        // Whatever it was: all of it is looked at, and what is as it should be is left alone.
+        drop(service.look());
+    }
+    notify(&[NotifyState::Stopping]);
+    end(leave_kept(service.nodes.into_served()));
+    Ok(())
+}
+
+/// What tells us to do something.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+struct Service {
+    options: Options,
+    config: Config,
+    budget: Arc<Budget>,
+    policy: Arc<Policy>,
+    nodes: Nodes,
+    watcher: Watcher,
+    /// What systemd was told last.
+    status: String,
+}
+
+impl Service {
+    /// Makes and ends nodes as the configuration wants it of what is there now.
+    fn look(&mut self) -> Result<(), ServiceError> {
+        let outcome = self.nodes.compare(&self.config);
+        let watched = self.nodes.watched();
+        self.watcher.watch(watched.iter().map(PathBuf::as_path));
         outcome
-    })
+    }
+
+    /// When to look again although nothing was heard.
+    fn again(&self) -> Duration {
+        match self.watcher.hears() {
+            true => self.nodes.pace(),
+            false => self.nodes.pace().min(UNHEARD),
+        }
+    }
+
+    /// Reads the configuration again. One that is wrong is told, and the old one stays.
+    fn reload(&mut self) {
+        // With the time, as Type=notify-reload wants it.
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => notify(&[NotifyState::Reloading, now]),
+            Err(_) => notify(&[NotifyState::Reloading]),
+        }
+        match Config::of(&self.options) {
+            Ok(config) => {
+                for (what, before, after) in [
+                    ("control socket", &self.config.control, &config.control),
+                    ("shim's socket", &self.config.shim_socket, &config.shim_socket),
+                ] {
+                    if before.value != after.value {
+                        tracing::warn!("the {what} stays where it is until vidcompatd is started again");
+                    }
+                }
+                if may_anything_adopt(&self.config) != may_anything_adopt(&config) {
+                    tracing::warn!("`adopt` counts when vidcompatd is started again");
+                }
+                self.budget
+                    .change(config.memory_total.value, config.memory_per_client.value);
+                self.policy.change(rules(&config));
+                self.nodes.forgive();
+                self.config = config;
+                tracing::info!("the configuration was read again");
+            }
+            Err(error) => tracing::error!("{error}; the configuration stays as it was"),
+        }
+        notify(&[NotifyState::Ready]);
+    }
+
+    fn announce(&mut self) {
+        // For scripts, also where the log goes elsewhere or is filtered.
+        if let Err(error) = writeln!(io::stderr(), "ready") {
+            tracing::debug!(%error, "nobody reads our stderr");
+        }
+        self.status = self.nodes.status();
+        notify(&[NotifyState::Ready, NotifyState::Status(&self.status)]);
+    }
+
+    fn tell_status(&mut self) {
+        let status = self.nodes.status();
+        if status != self.status {
+            notify(&[NotifyState::Status(&status)]);
+            self.status = status;
+        }
+    }
+}
+
+fn rules(config: &Config) -> Vec<Rule> {
+    config.imports.iter().map(|rule| rule.value.clone()).collect()
+}
+
+/// May any device's clients have their memory exchanged?
+fn may_anything_adopt(config: &Config) -> bool {
+    config.adopt.value
+        || config
+            .devices
+            .iter()
+            .any(|entry| entry.value.adopt() == Some(true))
+}
+
+fn device_options(config: &Config) -> DeviceOptions {
+    DeviceOptions {
+        // Framebuffers need none.
+        heap: if config.devices.is_empty() { None } else { heap() },
+        budget: Budget::new(config.memory_total.value, config.memory_per_client.value),
+        policy: Arc::new(Policy::new(rules(config))),
+        own: Arc::new(OwnBuffers::default()),
+        may_adopt: config.adopt.value,
+    }
 }
 
 /// A client's open costs us descriptors of our own: as many as we are allowed.
@@ -151,24 +321,8 @@ fn heap() -> Option<Arc<Heap>> {
     }
 }
 
-fn start_all(
-    nodes: Vec<SideNode>,
-    framebuffers: Vec<FbNode>,
-    making: &Making,
-    served: &mut Vec<Served>,
-) -> Result<(), ServiceError> {
-    for framebuffer in framebuffers {
-        served.push(making.framebuffer(framebuffer)?);
-    }
-    for node in nodes {
-        served.push(making.video(node)?);
-    }
-    Ok(())
-}
-
 /// The control socket. The devices matter more: without one they are served all the same.
-fn control(path: &Path, served: &[Served]) -> Option<Control> {
-    let source = Arc::new(Observed::new(served));
+fn control(path: &Path, source: Arc<Observed>) -> Option<Control> {
     let claimed = Claim::new(path, Kind::Control).map_err(|error| error.to_string());
     let started = claimed.and_then(|claim| {
         Control::start(claim, source).map_err(|error| format!("{} fails ({error})", path.display()))
@@ -182,23 +336,29 @@ fn control(path: &Path, served: &[Served]) -> Option<Control> {
         .ok()
 }
 
-fn announce(served: &[Served]) {
-    for Served { name, node, .. } in served {
-        tracing::info!(device = name, node = %node.path().display(), "serving");
-    }
-    // For scripts, also where the log goes elsewhere or is filtered.
-    if let Err(error) = writeln!(io::stderr(), "ready") {
-        tracing::debug!(%error, "nobody reads our stderr");
-    }
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+/// The metrics socket: the same.
+fn metrics(path: &Path, source: Arc<Observed>) -> Option<Metrics> {
+    let claimed = Claim::new(path, Kind::Metrics).map_err(|error| error.to_string());
+    let started = claimed.and_then(|claim| {
+        Metrics::start(claim, source).map_err(|error| format!("{} fails ({error})", path.display()))
+    });
+    started
+        .inspect_err(|reason| {
+            tracing::warn!("this daemon gives no metrics: {reason}; --metrics gives it a socket of its own");
+        })
+        .ok()
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
         tracing::debug!(%error, "nobody to notify");
     }
 }
 
-/// Ends every node: whoever waits is answered, the node vanishes, the real one was never touched.
-fn end_all(served: Vec<Served>) {
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Stopping]) {
-        tracing::debug!(%error, "nobody to notify");
+/// Ends nodes: whoever waits is answered, the node vanishes, the real one was never touched.
+fn end(served: Vec<Served>) {
+    if served.is_empty() {
+        return;
     }
     // On threads of their own: a driver call that hangs holds its session.
     let answered: Vec<_> = served

@@ -1,6 +1,6 @@
 //! What the control socket tells of: the nodes that are served.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use super::served::Served;
 use crate::backend::framebuffer::Picture;
@@ -10,22 +10,47 @@ use crate::observe::control::Source;
 use crate::observe::model;
 use crate::session::now_us;
 
-/// Every node, with what does not change of it.
-pub(super) struct Observed {
-    devices: Vec<(model::Device, Arc<VideoNode>)>,
-    framebuffers: Vec<(model::Framebuffer, Arc<FbNode>)>,
-}
+/// The nodes as they are now: they come and go.
+#[derive(Default)]
+pub(super) struct Observed(RwLock<Arc<Nodes>>);
 
 impl Observed {
-    pub(super) fn new(served: &[Served]) -> Self {
-        Self {
-            devices: served.iter().filter_map(Served::device).collect(),
-            framebuffers: served.iter().filter_map(Served::framebuffer).collect(),
-        }
+    /// These nodes from now on.
+    pub(super) fn show<'a>(&self, served: impl Iterator<Item = &'a Served> + Clone) {
+        // Changed by one assignment: never half done.
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Nodes::new(served));
+    }
+
+    fn now(&self) -> Arc<Nodes> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl Source for Observed {
+    fn status(&self) -> model::Status {
+        self.now().status()
+    }
+
+    fn picture(&self, fb: Option<&str>) -> Result<(String, Picture), String> {
+        self.now().picture(fb)
+    }
+}
+
+/// Every node, with what does not change of it.
+#[derive(Default)]
+struct Nodes {
+    devices: Vec<(model::Device, Arc<VideoNode>)>,
+    framebuffers: Vec<(model::Framebuffer, Arc<FbNode>)>,
+}
+
+impl Nodes {
+    fn new<'a>(served: impl Iterator<Item = &'a Served> + Clone) -> Self {
+        Self {
+            devices: served.clone().filter_map(Served::device).collect(),
+            framebuffers: served.filter_map(Served::framebuffer).collect(),
+        }
+    }
+
     fn status(&self) -> model::Status {
         let device = |(device, front): &(model::Device, Arc<VideoNode>)| model::Device {
             totals: front.totals(),

@@ -32,8 +32,8 @@ pub fn tell_of_refused_calls() -> std::io::Result<()> {
 extern "C" fn on_refused(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // The kernel's `struct siginfo` of a SIGSYS: signo, errno, code, padding, address of the call, its number, the
     // architecture.
-    // SAFETY: with SA_SIGINFO the kernel gives a whole siginfo, which has 128 bytes.
-    let [code, number] = [2, 6].map(|at| unsafe { info.cast::<libc::c_int>().add(at).read() });
+    // SAFETY: with SA_SIGINFO the kernel gives a whole siginfo, which has 128 bytes, aligned for these.
+    let [_, _, code, _, _, _, number, _] = unsafe { info.cast::<[libc::c_int; 8]>().read() };
     if code != SYS_SECCOMP {
         // Somebody has sent this signal: nothing was refused.
         return;

@@ -97,6 +97,11 @@ impl FbNode {
         Some(Arc::clone(&open.file))
     }
 
+    /// How many files are open.
+    pub fn open_files_count(&self) -> usize {
+        self.open_files().len()
+    }
+
     /// What is open, for status, in the order of opening.
     pub fn files(&self) -> Vec<model::File> {
         let mut handles: Vec<(u64, u32)> = self

@@ -1,0 +1,321 @@
+//! The nodes that are served: they are made and ended so that there is what is wanted, and what nobody has asked to be changed
+//! is not touched.
+//!
+//! A device that goes takes its node's name along at once, as the real one's goes; who has the node open keeps it and is
+//! answered what the driver says, until the last file is closed. Should a device with the same name come before that, the old
+//! node is ended first: CUSE knows no second device of a name.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::observed::Observed;
+use super::plan::{Have, How, Key, Machine, Wanted, difference, wanted};
+use super::served::{Making, Served};
+use super::{ServiceError, end};
+use crate::config::Config;
+use crate::devices::{FbNode, Node, SideNode, carry};
+
+/// A node that ends by itself is made anew unless it has done so this many times within this time.
+const ENDS: usize = 3;
+const WITHIN: Duration = Duration::from_secs(60);
+
+/// See [`Nodes::pace`].
+const SOON: Duration = Duration::from_millis(100);
+const AGAIN: Duration = Duration::from_secs(2);
+const IDLE: Duration = Duration::from_secs(30);
+
+struct Entry {
+    key: Key,
+    how: How,
+    served: Served,
+    /// Of a framebuffer.
+    framebuffer: Option<FbNode>,
+}
+
+/// See the module.
+pub(super) struct Nodes {
+    making: Making,
+    machine: Machine,
+    entries: Vec<Entry>,
+    /// Without a name: for those who have them open.
+    departed: Vec<Served>,
+    /// When a node of this name has ended by itself.
+    ends: HashMap<String, Vec<Instant>>,
+    /// What the operator has been told of a device that is not served: once.
+    told: HashMap<String, String>,
+    /// There is something to look after soon.
+    restless: bool,
+    shown: Arc<Observed>,
+}
+
+impl Nodes {
+    pub(super) fn new(making: Making, shown: Arc<Observed>) -> Self {
+        Self {
+            making,
+            machine: Machine::default(),
+            entries: Vec::new(),
+            departed: Vec::new(),
+            ends: HashMap::new(),
+            told: HashMap::new(),
+            restless: false,
+            shown,
+        }
+    }
+
+    /// Makes and ends nodes so that there is what `config` wants of what is there.
+    ///
+    /// # Errors
+    /// The first thing that went wrong; everything else was done all the same.
+    pub(super) fn compare(&mut self, config: &Config) -> Result<(), ServiceError> {
+        let look = self.machine.look(!config.strict).map_err(ServiceError::System)?;
+        let wanted = wanted(config, &look.present);
+        let difference = difference(&wanted, &self.have());
+        let mut troubles = HashMap::new();
+        for (found, why) in look.silent {
+            troubles.insert(found.path.display().to_string(), why);
+        }
+        self.take_out(&difference.hide, &difference.replace);
+        let mut first = Ok(());
+        for index in &difference.make {
+            let wanted = &wanted[*index];
+            let name = name_of(wanted);
+            if self.is_given_up(&name) {
+                continue;
+            }
+            match self.make(wanted) {
+                Ok(entry) => {
+                    tracing::info!(
+                        device = entry.served.name, node = %entry.served.node.path().display(), "serving"
+                    );
+                    self.entries.push(entry);
+                }
+                Err(error) => {
+                    troubles.insert(name, error.to_string());
+                    first = first.and(Err(error));
+                }
+            }
+        }
+        self.restless = look.unsettled > 0 || !difference.wait.is_empty();
+        if look.unsettled == 0 {
+            // Whoever was to go on goes on.
+            self.making.survival.give_up();
+        }
+        self.tell(troubles);
+        self.carry_access();
+        self.shown.show(self.entries.iter().map(|entry| &entry.served));
+        first
+    }
+
+    fn have(&self) -> Vec<Have> {
+        let have = self.entries.iter().map(|entry| Have {
+            key: entry.key.clone(),
+            how: entry.how,
+            is_open: entry.served.front.open_files() > 0,
+        });
+        have.collect()
+    }
+
+    /// Takes out those that are to be hidden, and ends those that are to be replaced.
+    fn take_out(&mut self, hide: &[usize], replace: &[usize]) {
+        let mut ending = Vec::new();
+        let entries = std::mem::take(&mut self.entries);
+        for (at, entry) in entries.into_iter().enumerate() {
+            if hide.contains(&at) {
+                entry.served.node.hide();
+                tracing::info!(
+                    device = entry.served.name, node = %entry.served.node.path().display(),
+                    files = entry.served.front.open_files(), "serving no more"
+                );
+                self.ends.remove(&entry.served.name);
+                self.departed.push(entry.served);
+            } else if replace.contains(&at) {
+                ending.push(entry.served);
+            } else {
+                self.entries.push(entry);
+            }
+        }
+        end(ending);
+        self.reap();
+    }
+
+    /// Ends the nodes without a name that nobody has open any more.
+    pub(super) fn reap(&mut self) {
+        let departed = std::mem::take(&mut self.departed);
+        let (open, closed): (Vec<_>, Vec<_>) = departed
+            .into_iter()
+            .partition(|served| served.front.open_files() > 0);
+        self.departed = open;
+        end(closed);
+    }
+
+    fn make(&mut self, wanted: &Wanted) -> Result<Entry, ServiceError> {
+        let (served, framebuffer) = match (&wanted.present, &wanted.key) {
+            (Some(present), _) => {
+                let names = (present.driver.clone(), present.card.clone());
+                let side = SideNode::beside(&present.found, names, |node| self.is_ours_or_clear(node))?;
+                (self.making.video(side, wanted.how.choice)?, None)
+            }
+            (None, Key::Framebuffer(source)) => {
+                let others: Vec<FbNode> = self
+                    .entries
+                    .iter()
+                    .filter_map(|entry| entry.framebuffer.clone())
+                    .collect();
+                let framebuffer = FbNode::of(source, &others)?;
+                let served = self.making.framebuffer(framebuffer.clone())?;
+                (served, Some(framebuffer))
+            }
+            (None, Key::Device(_)) => return Err(ServiceError::System(std::io::ErrorKind::NotFound.into())),
+        };
+        Ok(Entry {
+            key: wanted.key.clone(),
+            how: wanted.how,
+            served,
+            framebuffer,
+        })
+    }
+
+    /// Is `node` there from a daemon before us, to go on? Else there is room for it.
+    fn is_ours_or_clear(&mut self, node: &Node) -> bool {
+        let is_ours = self.making.survival.has_channel(&node.spec().name);
+        if !is_ours {
+            self.clear(node);
+        }
+        is_ours
+    }
+
+    /// Makes room for `node`: CUSE knows no second device of a name.
+    fn clear(&mut self, node: &Node) {
+        let departed = std::mem::take(&mut self.departed);
+        let (same, others): (Vec<_>, Vec<_>) = departed
+            .into_iter()
+            .partition(|served| served.node.spec().name == node.spec().name);
+        self.departed = others;
+        for served in &same {
+            tracing::warn!(
+                node = %node.path().display(), files = served.front.open_files(),
+                "another device has come with this name: the files that are still open of the one before are ended"
+            );
+        }
+        end(same);
+    }
+
+    /// Says what is wrong with devices, of each the same thing once.
+    fn tell(&mut self, troubles: HashMap<String, String>) {
+        for (name, why) in &troubles {
+            if self.told.get(name) != Some(why) {
+                tracing::warn!(device = name, "not served: {why}");
+            }
+        }
+        self.told = troubles;
+    }
+
+    /// Whoever may open a real node may open ours.
+    fn carry_access(&self) {
+        for Entry { served, .. } in &self.entries {
+            let Some(like) = served.node.like() else { continue };
+            match carry(like, &served.node.path()) {
+                Ok(true) => {
+                    tracing::info!(device = served.name, "owner, mode and access list have changed");
+                }
+                Ok(false) => {}
+                // One that is gone goes with the next look.
+                Err(error) => tracing::debug!(device = served.name, %error, "who may open it is not known"),
+            }
+        }
+    }
+
+    /// The nodes whose owner, mode and list are carried to others.
+    pub(super) fn watched(&self) -> Vec<PathBuf> {
+        let like = |entry: &Entry| entry.served.node.like().map(Path::to_owned);
+        self.entries.iter().filter_map(like).collect()
+    }
+
+    /// The node with this id has ended.
+    pub(super) fn ended(&mut self, id: u64) {
+        // Of those without a name it was asked for, or they end with their device.
+        let departed = std::mem::take(&mut self.departed);
+        let (ended, others): (Vec<_>, Vec<_>) = departed.into_iter().partition(|served| served.id == id);
+        self.departed = others;
+        end(ended);
+        let Some(at) = self.entries.iter().position(|entry| entry.served.id == id) else {
+            return;
+        };
+        let Entry { served, .. } = self.entries.remove(at);
+        tracing::error!(
+            device = served.name, node = %served.node.path().display(),
+            "the node has ended although nobody asked for it; the real one is untouched"
+        );
+        let ends = self.ends.entry(served.name.clone()).or_default();
+        ends.retain(|ended| ended.elapsed() < WITHIN);
+        ends.push(Instant::now());
+        if ends.len() >= ENDS {
+            tracing::error!(
+                device = served.name,
+                "its node has ended {ENDS} times within {} seconds; it is not served any more until SIGHUP or until it is \
+                 plugged in again",
+                WITHIN.as_secs()
+            );
+        }
+        end(vec![served]);
+    }
+
+    fn is_given_up(&self, name: &str) -> bool {
+        self.ends.get(name).is_some_and(|ends| ends.len() >= ENDS)
+    }
+
+    /// What was given up is tried again.
+    pub(super) fn forgive(&mut self) {
+        self.ends.clear();
+        self.told.clear();
+    }
+
+    /// When it is to be looked again although nothing was heard: soon where udev is about a device or a node waits for its
+    /// last file.
+    pub(super) fn pace(&self) -> Duration {
+        match self.restless || !self.departed.is_empty() {
+            true => SOON,
+            false if !self.told.is_empty() => AGAIN,
+            false => IDLE,
+        }
+    }
+
+    /// What systemd shows of us.
+    pub(super) fn status(&self) -> String {
+        let served = self.entries.iter().map(|entry| &entry.served);
+        let files: usize = served
+            .chain(&self.departed)
+            .map(|served| served.front.open_files())
+            .sum();
+        let devices = self.entries.len();
+        let plural = |count: usize, what: &str| match count {
+            1 => format!("1 {what}"),
+            _ => format!("{count} {what}s"),
+        };
+        let mut text = format!(
+            "serving {}, {} open",
+            plural(devices, "device"),
+            plural(files, "file")
+        );
+        if !self.told.is_empty() {
+            text.push_str(&format!("; {} not served, see the log", self.told.len()));
+        }
+        text
+    }
+
+    /// All of them, to be ended.
+    pub(super) fn into_served(self) -> Vec<Served> {
+        let served = self.entries.into_iter().map(|entry| entry.served);
+        served.chain(self.departed).collect()
+    }
+}
+
+fn name_of(wanted: &Wanted) -> String {
+    match (&wanted.present, &wanted.key) {
+        (Some(present), _) => present.found.path.display().to_string(),
+        (None, Key::Framebuffer(source)) => source.name(),
+        (None, Key::Device(_)) => String::new(),
+    }
+}

@@ -1,0 +1,276 @@
+//! What is to be served, and how that differs from what is served. Nothing is done here.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::config::{Choice, Config, Kinship, Way};
+use crate::devices::{FbSource, Found, Identity, discover, names_of};
+
+/// A real node of this machine that answers.
+#[derive(Clone, Debug)]
+pub(super) struct Present {
+    pub(super) found: Found,
+    /// Where it is now.
+    pub(super) real: PathBuf,
+    pub(super) driver: String,
+    pub(super) card: String,
+}
+
+impl Kinship for Present {
+    fn path(&self) -> &Path {
+        &self.found.path
+    }
+
+    fn is_hardware(&self) -> bool {
+        self.found.is_hardware
+    }
+
+    fn driver(&self) -> &str {
+        &self.driver
+    }
+
+    fn card(&self) -> &str {
+        &self.card
+    }
+}
+
+/// The real nodes of this machine: each is opened once, when it is new.
+#[derive(Debug, Default)]
+pub(super) struct Machine {
+    names: HashMap<Identity, (String, String)>,
+}
+
+/// What a look at the machine has shown.
+#[derive(Debug, Default)]
+pub(super) struct Look {
+    pub(super) present: Vec<Present>,
+    /// udev is still about these.
+    pub(super) unsettled: usize,
+    /// These cannot be served, and why.
+    pub(super) silent: Vec<(Found, String)>,
+}
+
+impl Machine {
+    /// What there is now. With `after_udev`, a new device counts when udev has done with it.
+    ///
+    /// # Errors
+    /// sysfs cannot be read.
+    pub(super) fn look(&mut self, after_udev: bool) -> io::Result<Look> {
+        let all = discover()?;
+        self.names
+            .retain(|identity, _| all.iter().any(|found| found.identity == *identity));
+        let mut look = Look::default();
+        for found in all {
+            let is_known = self.names.contains_key(&found.identity);
+            if after_udev && !is_known && !found.is_settled() {
+                look.unsettled += 1;
+                continue;
+            }
+            let Some(real) = found.real() else {
+                let why = "the kernel has the device, but nobody has made its node".to_owned();
+                look.silent.push((found, why));
+                continue;
+            };
+            match self.names(&found, &real) {
+                Ok((driver, card)) => look.present.push(Present {
+                    found,
+                    real,
+                    driver,
+                    card,
+                }),
+                Err(error) => look.silent.push((found, format!("it does not answer ({error})"))),
+            }
+        }
+        Ok(look)
+    }
+
+    fn names(&mut self, found: &Found, real: &Path) -> io::Result<(String, String)> {
+        if let Some(names) = self.names.get(&found.identity) {
+            return Ok(names.clone());
+        }
+        let names = names_of(real)?;
+        self.names.insert(found.identity.clone(), names.clone());
+        Ok(names)
+    }
+}
+
+/// What a node of ours is for: two with equal keys are the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Key {
+    Device(Identity),
+    Framebuffer(FbSource),
+}
+
+/// How it is served: where this differs, the node must be made anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct How {
+    pub(super) way: Way,
+    pub(super) choice: Choice,
+}
+
+/// A node that there is to be.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    pub(super) key: Key,
+    /// Of a device.
+    pub(super) present: Option<Present>,
+    pub(super) how: How,
+}
+
+/// All that there is to be, of what is there.
+pub(super) fn wanted(config: &Config, present: &[Present]) -> Vec<Wanted> {
+    let device = |present: &Present| {
+        let decision = config.decide(present)?;
+        (decision.way != Way::Off).then(|| Wanted {
+            key: Key::Device(present.found.identity.clone()),
+            present: Some(present.clone()),
+            how: How {
+                way: decision.way,
+                choice: decision.choice,
+            },
+        })
+    };
+    let framebuffers = config.framebuffers.iter().map(|source| Wanted {
+        key: Key::Framebuffer(source.value.clone()),
+        present: None,
+        how: How {
+            way: Way::Side,
+            choice: Choice {
+                adopt: false,
+                dma_heap: false,
+            },
+        },
+    });
+    framebuffers.chain(present.iter().filter_map(device)).collect()
+}
+
+/// A node that there is.
+#[derive(Clone, Debug)]
+pub(super) struct Have {
+    pub(super) key: Key,
+    pub(super) how: How,
+    pub(super) is_open: bool,
+}
+
+/// What must be done so that there is what is wanted: indices.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Difference {
+    /// Of those that there are: nobody is to find these any more; who has one open keeps it.
+    pub(super) hide: Vec<usize>,
+    /// Of those that there are: these end, to be made anew.
+    pub(super) replace: Vec<usize>,
+    /// Of those that there are: these are to be made anew when nobody has them open.
+    pub(super) wait: Vec<usize>,
+    /// Of those that are wanted.
+    pub(super) make: Vec<usize>,
+}
+
+pub(super) fn difference(wanted: &[Wanted], have: &[Have]) -> Difference {
+    let mut difference = Difference::default();
+    let mut left: Vec<usize> = (0..wanted.len()).collect();
+    for (at, node) in have.iter().enumerate() {
+        let same = left.iter().position(|index| wanted[*index].key == node.key);
+        let Some(same) = same else {
+            difference.hide.push(at);
+            continue;
+        };
+        let index = left.remove(same);
+        if wanted[index].how == node.how {
+            continue;
+        }
+        if node.is_open {
+            difference.wait.push(at);
+        } else {
+            difference.replace.push(at);
+            difference.make.push(index);
+        }
+    }
+    difference.make.extend(left);
+    difference.make.sort_unstable();
+    difference
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Difference, Have, How, Key, Wanted, difference};
+    use crate::config::{Choice, Way};
+
+    const HOW: How = How {
+        way: Way::Side,
+        choice: Choice {
+            adopt: true,
+            dma_heap: true,
+        },
+    };
+    const OTHER: How = How {
+        way: Way::Takeover,
+        ..HOW
+    };
+
+    fn key(name: &str) -> Key {
+        Key::Framebuffer(name.parse().expect("a source"))
+    }
+
+    fn wanted(nodes: &[(&str, How)]) -> Vec<Wanted> {
+        let wanted = nodes.iter().map(|(name, how)| Wanted {
+            key: key(name),
+            present: None,
+            how: *how,
+        });
+        wanted.collect()
+    }
+
+    fn have(nodes: &[(&str, How, bool)]) -> Vec<Have> {
+        let have = nodes.iter().map(|(name, how, is_open)| Have {
+            key: key(name),
+            how: *how,
+            is_open: *is_open,
+        });
+        have.collect()
+    }
+
+    #[test]
+    fn what_is_as_it_is_wanted_is_left_alone_open_or_not() {
+        let wanted = wanted(&[("/dev/a", HOW), ("/dev/b", HOW)]);
+        let have = have(&[("/dev/b", HOW, true), ("/dev/a", HOW, false)]);
+        assert_eq!(difference(&wanted, &have), Difference::default());
+    }
+
+    #[test]
+    fn what_is_new_is_made_and_what_is_gone_is_hidden() {
+        let wanted = wanted(&[("/dev/a", HOW), ("/dev/b", HOW)]);
+        let have = have(&[
+            ("/dev/c", HOW, true),
+            ("/dev/b", HOW, true),
+            ("/dev/d", HOW, false),
+        ]);
+        let expected = Difference {
+            hide: vec![0, 2],
+            make: vec![0],
+            ..Difference::default()
+        };
+        assert_eq!(difference(&wanted, &have), expected);
+    }
+
+    #[test]
+    fn what_is_to_be_otherwise_waits_until_nobody_has_it_open() {
+        let wanted = wanted(&[("/dev/a", OTHER)]);
+        let open = difference(&wanted, &have(&[("/dev/a", HOW, true)]));
+        assert_eq!((open.wait, open.make, open.hide), (vec![0], vec![], vec![]));
+        let closed = difference(&wanted, &have(&[("/dev/a", HOW, false)]));
+        assert_eq!(
+            (closed.replace, closed.make, closed.hide),
+            (vec![0], vec![0], vec![])
+        );
+    }
+
+    #[test]
+    fn the_same_thing_twice_is_two_nodes() {
+        let both = wanted(&[("memory:8x8x8", HOW), ("memory:8x8x8", HOW)]);
+        let one = have(&[("memory:8x8x8", HOW, true)]);
+        assert_eq!(difference(&both, &one).make, [1]);
+        let three = have(&[("memory:8x8x8", HOW, true); 3]);
+        assert_eq!(difference(&both, &three).hide, [2]);
+    }
+}
