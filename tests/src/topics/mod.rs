@@ -52,6 +52,7 @@ mod shim_programs;
 mod shim_versions;
 mod signals;
 mod verdicts;
+mod watchdog;
 mod write;
 
 use crate::setup::{Set, Test, is_6_1, is_long};
@@ -80,6 +81,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             kill_loop::TESTS,
             lifecycle::TESTS,
             confine::TESTS,
+            watchdog::TESTS,
             observe::TESTS,
             doctor::TESTS,
             shim_attacks::TESTS,
