@@ -11,6 +11,7 @@ mod confine;
 mod controls;
 #[cfg(target_arch = "x86_64")]
 mod conversion;
+mod doctor;
 mod edid;
 mod errnos;
 mod fallback;
@@ -51,6 +52,7 @@ mod shim_programs;
 mod shim_versions;
 mod signals;
 mod verdicts;
+mod watchdog;
 mod write;
 
 use crate::setup::{Set, Test, is_6_1, is_long};
@@ -79,7 +81,9 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             kill_loop::TESTS,
             lifecycle::TESTS,
             confine::TESTS,
+            watchdog::TESTS,
             observe::TESTS,
+            doctor::TESTS,
             shim_attacks::TESTS,
             kernel_log::TESTS,
         ],
