@@ -31,7 +31,10 @@ fn main() -> io::Result<()> {
         page(&folder, what.version(env!("CARGO_PKG_VERSION")), "1")?;
     }
     page(&folder, command, "1")?;
-    for (name, mut definition) in [("vidcompatd", Options::command()), ("vidcompat", Command::command())] {
+    for (name, mut definition) in [
+        ("vidcompatd", Options::command()),
+        ("vidcompat", Command::command()),
+    ] {
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             clap_complete::generate_to(shell, &mut definition, name, &folder)?;
         }
@@ -46,7 +49,11 @@ fn page(folder: &Path, definition: clap::Command, section: &str) -> io::Result<(
         .title(name.to_uppercase())
         .section(section)
         .source(concat!("vidcompat ", env!("CARGO_PKG_VERSION")))
-        .manual(if section == "8" { "System Administration" } else { "User Commands" });
+        .manual(if section == "8" {
+            "System Administration"
+        } else {
+            "User Commands"
+        });
     let mut text = Vec::new();
     man.render(&mut text)?;
     match fs::read(Path::new(PROSE).join(format!("{name}.{section}.more"))) {

@@ -107,11 +107,12 @@ pub struct SideNode {
 }
 
 impl SideNode {
-    /// The side node for `path`, which may be a link such as `/dev/v4l/by-id/...`. Changes nothing.
+    /// The side node for `path`, which may be a link such as `/dev/v4l/by-id/...`. Changes nothing. Its name is free, or it
+    /// `is_ours` already.
     ///
     /// # Errors
     /// See [`SideNodeError`].
-    pub fn of(path: &Path) -> Result<Self, SideNodeError> {
+    pub fn of(path: &Path, is_ours: &dyn Fn(&str) -> bool) -> Result<Self, SideNodeError> {
         let missing = |source| SideNodeError::Missing {
             path: path.to_owned(),
             source,
@@ -125,7 +126,9 @@ impl SideNode {
         }
         let names = check_device(&real)?;
         let node = node_of(&real, kind, number);
-        node.check_free(&real)?;
+        if !is_ours(&node.spec().name) {
+            node.check_free(&real)?;
+        }
         Ok(Self { real, node, names })
     }
 
@@ -133,10 +136,10 @@ impl SideNode {
     ///
     /// # Errors
     /// See [`SideNodeError`].
-    pub fn of_all(paths: &[PathBuf]) -> Result<Vec<Self>, SideNodeError> {
+    pub fn of_all(paths: &[PathBuf], is_ours: &dyn Fn(&str) -> bool) -> Result<Vec<Self>, SideNodeError> {
         let mut nodes: Vec<Self> = Vec::new();
         for path in paths {
-            let node = Self::of(path)?;
+            let node = Self::of(path, is_ours)?;
             if nodes.contains(&node) {
                 return Err(SideNodeError::Twice(path.clone()));
             }
@@ -145,14 +148,15 @@ impl SideNode {
         Ok(nodes)
     }
 
-    /// The side node of a device of this machine, whose driver and card are `names`. `clear` is to make room for it.
+    /// The side node of a device of this machine, whose driver and card are `names`. `is_ours` is to make room for it, unless
+    /// it is there and ours already.
     ///
     /// # Errors
     /// See [`SideNodeError`].
     pub fn beside(
         found: &Found,
         names: (String, String),
-        clear: impl FnOnce(&Node),
+        is_ours: impl FnOnce(&Node) -> bool,
     ) -> Result<Self, SideNodeError> {
         let real = found.path.clone();
         let (kind, number) =
@@ -161,8 +165,9 @@ impl SideNode {
             return Err(SideNodeError::Number(real));
         }
         let node = node_of(&real, kind, number);
-        clear(&node);
-        node.check_free(&real)?;
+        if !is_ours(&node) {
+            node.check_free(&real)?;
+        }
         Ok(Self { real, node, names })
     }
 
@@ -292,11 +297,11 @@ mod tests {
     #[test]
     fn a_missing_device_and_another_kind_of_file_are_told_apart() {
         assert!(matches!(
-            SideNode::of(Path::new("/dev/video-none")),
+            SideNode::of(Path::new("/dev/video-none"), &|_| false),
             Err(SideNodeError::Missing { .. })
         ));
         assert!(matches!(
-            SideNode::of(Path::new("/dev/null")),
+            SideNode::of(Path::new("/dev/null"), &|_| false),
             Err(SideNodeError::NotV4l2Name(_))
         ));
     }

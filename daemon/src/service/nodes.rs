@@ -98,6 +98,10 @@ impl Nodes {
             }
         }
         self.restless = look.unsettled > 0 || !difference.wait.is_empty();
+        if look.unsettled == 0 {
+            // Whoever was to go on goes on.
+            self.making.survival.give_up();
+        }
         self.tell(troubles);
         self.carry_access();
         self.shown.show(self.entries.iter().map(|entry| &entry.served));
@@ -150,7 +154,7 @@ impl Nodes {
         let (served, framebuffer) = match (&wanted.present, &wanted.key) {
             (Some(present), _) => {
                 let names = (present.driver.clone(), present.card.clone());
-                let side = SideNode::beside(&present.found, names, |node| self.clear(node))?;
+                let side = SideNode::beside(&present.found, names, |node| self.is_ours_or_clear(node))?;
                 (self.making.video(side, wanted.how.choice)?, None)
             }
             (None, Key::Framebuffer(source)) => {
@@ -171,6 +175,15 @@ impl Nodes {
             served,
             framebuffer,
         })
+    }
+
+    /// Is `node` there from a daemon before us, to go on? Else there is room for it.
+    fn is_ours_or_clear(&mut self, node: &Node) -> bool {
+        let is_ours = self.making.survival.has_channel(&node.spec().name);
+        if !is_ours {
+            self.clear(node);
+        }
+        is_ours
     }
 
     /// Makes room for `node`: CUSE knows no second device of a name.
