@@ -51,6 +51,7 @@ mod shim_mmap;
 mod shim_programs;
 mod shim_versions;
 mod signals;
+mod survival;
 mod verdicts;
 mod watchdog;
 mod write;
@@ -128,6 +129,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             shim_exchange::TESTS,
             shim_versions::TESTS,
             run::TESTS,
+            survival::TESTS,
             kernel_log::TESTS,
         ],
         Set::Screens => &[
