@@ -16,7 +16,7 @@ pub(crate) const SHIM_SOCKET: &str = "/run/vidcompat/shim.sock";
 /// Serves V4L2 nodes to programs that use USERPTR, and framebuffers.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vidcompatd", version, about)]
-#[command(group(clap::ArgGroup::new("what").args(["devices", "framebuffers", "config", "check_config", "give_back"]).required(true).multiple(true)))]
+#[command(group(clap::ArgGroup::new("what").args(["devices", "framebuffers", "config", "check_config", "give_back", "confine_list"]).required(true).multiple(true)))]
 pub struct Options {
     /// A real V4L2 node to put a side node beside: /dev/videoN gets /dev/video(64+N); vbiN, radioN, swradioN and
     /// v4l-touchN alike. May be given several times.
@@ -78,6 +78,25 @@ pub struct Options {
     /// copied. They may unless given.
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
     pub adopt: Option<bool>,
+
+    /// Stays as a small parent of the daemon that keeps its files: when the daemon is killed it starts again at once, and
+    /// on Linux 6.9 and later its clients go on. Of no use under systemd, whose fd store does the same.
+    #[arg(long)]
+    pub keep: bool,
+
+    /// A call that takes a sixth of this is told in the log. One that takes this long by a fault of vidcompatd itself ends its
+    /// node, so that no program hangs, and vidcompatd, where something starts it again.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(6..))]
+    pub stuck_after: u64,
+
+    /// Gives up what root may and vidcompatd need not: capabilities and system calls that are in no table of
+    /// `--confine-list`. `log` takes nothing away and tells what would be.
+    #[arg(long, value_enum, value_name = "MODE", default_value_t)]
+    pub confine: crate::confine::Mode,
+
+    /// Prints what vidcompatd may do when it is confined, with reasons, and ends.
+    #[arg(long, exclusive = true)]
+    pub confine_list: bool,
 
     /// How log lines look. What is logged is chosen by the environment variable VIDCOMPAT_LOG (tracing's filter
     /// syntax, e.g. `debug`).
@@ -149,6 +168,7 @@ pub fn init_log(format: LogFormat) {
 #[cfg(test)]
 mod tests {
     use super::{Options, parse_size};
+    use crate::confine::Mode;
     use clap::{CommandFactory, Parser};
 
     #[test]
@@ -183,6 +203,20 @@ mod tests {
             let error = parse(&[rule]).expect_err(rule).to_string();
             assert!(error.contains(reason), "{error}");
         }
+    }
+
+    #[test]
+    fn it_is_confined_unless_told_otherwise_and_the_list_needs_no_device() {
+        let confine = |more: &[&str]| {
+            let args = ["vidcompatd", "--device", "/dev/video0"].iter().chain(more);
+            Options::try_parse_from(args).map(|options| options.confine)
+        };
+        assert_eq!(confine(&[]).expect("options"), Mode::Enforce);
+        assert_eq!(confine(&["--confine=log"]).expect("options"), Mode::Log);
+        assert_eq!(confine(&["--confine", "off"]).expect("options"), Mode::Off);
+        assert!(confine(&["--confine=no"]).is_err());
+        let list = Options::try_parse_from(["vidcompatd", "--confine-list"]).expect("options");
+        assert!(list.confine_list);
     }
 
     #[test]

@@ -22,6 +22,9 @@ static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
 /// The daemon that most tests use: for /dev/video0 and /dev/video1, and in other device sets for every node.
 static SHARED: Mutex<Option<Daemon>> = Mutex::new(None);
 
+/// What daemons have said of system calls that their own filter has refused, since the current test began.
+static REFUSED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -33,6 +36,25 @@ pub fn take_log() -> Vec<String> {
     std::mem::take(&mut *lock(&LOG))
 }
 
+/// An error if a daemon has made a system call that is not in its table, and was refused; a test that wants that takes it.
+pub fn check_refused() -> anyhow::Result<()> {
+    let refused = take_refused();
+    ensure!(refused.is_empty(), "{}", refused.join("\n"));
+    Ok(())
+}
+
+/// Takes what [`check_refused`] would complain about.
+pub fn take_refused() -> Vec<String> {
+    std::mem::take(&mut *lock(&REFUSED))
+}
+
+/// How daemons are confined (`VIDCOMPAT_CONFINE=off|log|enforce`), if not as they are by themselves.
+fn confinement(args: &[&str]) -> Option<String> {
+    let chosen = std::env::var("VIDCOMPAT_CONFINE").ok()?;
+    let is_said = args.iter().any(|arg| arg.starts_with("--confine"));
+    (!is_said).then(|| format!("--confine={chosen}"))
+}
+
 /// A running vidcompatd. Dropped: it is ended, by force if need be.
 #[derive(Debug)]
 pub struct Daemon {
@@ -41,21 +63,29 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    fn spawn(args: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<(Self, Receiver<()>)> {
-        let mut child = Command::new("vidcompatd")
+    fn spawn(
+        program: &str,
+        args: &[&str],
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<(Self, Receiver<()>)> {
+        let mut child = Command::new(program)
             .args(args)
+            .args(confinement(args))
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .context("vidcompatd")?;
+            .with_context(|| program.to_owned())?;
         let stderr = child.stderr.take().context("no pipe")?;
         let (name, lines, (ready, when_ready)) = (child.id(), Arc::default(), channel());
         let kept: Arc<Mutex<Vec<String>>> = Arc::clone(&lines);
         thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 lock(&LOG).push(format!("vidcompatd[{name}]: {line}"));
+                if line.contains("is not in the table") {
+                    lock(&REFUSED).push(line.clone());
+                }
                 if line == "ready" {
                     // Nobody listens to a daemon that was given up.
                     let _ = ready.send(());
@@ -73,7 +103,16 @@ impl Daemon {
 
     /// The same with more environment variables.
     pub fn start_with(args: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<Self> {
-        let (mut daemon, ready) = Self::spawn(args, environment)?;
+        Self::start_program("vidcompatd", args, environment)
+    }
+
+    /// The same by a program that becomes vidcompatd.
+    pub fn start_by(program: &str, args: &[&str]) -> anyhow::Result<Self> {
+        Self::start_program(program, args, &[])
+    }
+
+    fn start_program(program: &str, args: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let (mut daemon, ready) = Self::spawn(program, args, environment)?;
         match ready.recv_timeout(PATIENCE) {
             Ok(()) => Ok(daemon),
             Err(RecvTimeoutError::Disconnected) => {
@@ -89,7 +128,7 @@ impl Daemon {
 
     /// Runs it where it cannot start: its exit status and all that it said.
     pub fn refuse(args: &[&str]) -> anyhow::Result<(ExitStatus, String)> {
-        let (mut daemon, ready) = Self::spawn(args, &[])?;
+        let (mut daemon, ready) = Self::spawn("vidcompatd", args, &[])?;
         match ready.recv_timeout(PATIENCE) {
             Ok(()) => bail!("vidcompatd {args:?} says it is ready"),
             Err(RecvTimeoutError::Timeout) => bail!("vidcompatd {args:?} does not end"),
@@ -112,6 +151,11 @@ impl Daemon {
     pub fn end(&mut self, signal: Signal, limit: Duration) -> anyhow::Result<ExitStatus> {
         kill(self.pid(), signal)?;
         wait(&mut self.child, limit).with_context(|| format!("vidcompatd after {signal}"))
+    }
+
+    /// Waits for its end, which something else brings; an error after `limit`.
+    pub fn ended(&mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
+        wait(&mut self.child, limit).context("vidcompatd")
     }
 
     /// Open fds, threads, VmRSS in KiB.

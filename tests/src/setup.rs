@@ -191,7 +191,7 @@ fn camera(number: u32, (width, height): (usize, usize)) -> anyhow::Result<()> {
 }
 
 /// The same, with planes or without. Of a camera with planes v4l2-ctl does not set the rate.
-fn still(path: &Path, (width, height): (usize, usize)) -> anyhow::Result<()> {
+pub fn still(path: &Path, (width, height): (usize, usize)) -> anyhow::Result<()> {
     let path = path.display().to_string();
     let format = format!("width={width},height={height},pixelformat=YUYV");
     // No text, no clock; nothing moves unless a test asks for it.
@@ -207,7 +207,7 @@ pub fn run_test(name: &str, test: Test) -> anyhow::Result<()> {
     let outcome = test().and_then(|()| devices_are_free());
     // Whatever went wrong: the next test must have a daemon.
     let lives = daemon::check_shared();
-    let outcome = outcome.and(lives);
+    let outcome = outcome.and(lives).and(daemon::check_refused());
     let barked = watchdog.end();
     if begin.elapsed() > Duration::from_secs(15) {
         figure(format!("{name}: took {} s", begin.elapsed().as_secs()));

@@ -5,8 +5,9 @@
 # shellcheck source=tests/vm/modules.sh
 . "${BASH_SOURCE[0]%/*}/modules.sh"
 
-# What the guest needs before it can see any file of the host.
+# What the guest needs before it can see any file of the host, or of its own disk.
 boot_modules='virtio_pci 9pnet_virtio 9p overlay'
+disk_modules='virtio_pci virtio_blk ext4 9pnet_virtio 9p'
 
 # vm_kernel SERIES MODULES: sets $kernel_dir (an unpacked package: boot/,
 # lib/modules/) and $kernel_release. A kernel that is in the cache is used as it
@@ -62,7 +63,7 @@ extra_modules() {
     depmod -b "$kernel_dir" "$kernel_release"
 }
 
-# vm_initramfs DIR: packs DIR/initramfs: busybox, init, and the boot modules in
+# vm_initramfs DIR MODULES: packs DIR/initramfs: busybox, init, and the modules in
 # loading order. Uncompressed, because unpacking costs more than reading here.
 vm_initramfs() {
     local root=$1/initramfs.d n=100 path m
@@ -71,7 +72,7 @@ vm_initramfs() {
     cp "$repo/tests/vm/init" "$root/init"
     chmod +x "$root/init"
     # kmod knows the dependencies; it prints each module after what it needs.
-    for m in $boot_modules; do
+    for m in $2; do
         modprobe -d "$kernel_dir" -S "$kernel_release" --show-depends "$m"
     done | sed -n 's/^insmod \(.*[^ ]\) *$/\1/p' | awk '!seen[$0]++' >"$root/list"
     while read -r path; do

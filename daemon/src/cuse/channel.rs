@@ -12,11 +12,14 @@ use polyfuse_kernel::{FUSE_NOTIFY_POLL, fuse_notify_poll_wakeup_out, fuse_out_he
 use zerocopy::IntoBytes;
 
 use super::interrupts::Interrupts;
+use super::under_way::UnderWay;
 
 /// Most bytes in one READ or WRITE: the kernel's `FUSE_DEFAULT_MAX_PAGES_PER_REQ` of 32 pages (fs/fuse/fuse_i.h).
 pub const MAX_IO: u32 = 131_072;
 
-/// The smallest buffer that holds every request: [`MAX_IO`] and the headers (fs/fuse/dev.c:1295), page-rounded.
+/// The smallest buffer that holds every request: [`MAX_IO`] and the headers (fs/fuse/dev.c:1295), page-rounded. Its pages must
+/// be there before anything is read: where the kernel has to make one for a process that is being killed it gives up
+/// (`__get_user_pages`), and the request fails with `EIO` and is never sent again.
 pub const READ_BUFFER: usize = 135_168;
 
 /// `FUSE_NOTIFY_RESEND` (linux/fuse.h, 7.40)
@@ -27,6 +30,7 @@ const NOTIFY_RESEND: i32 = 7;
 pub struct Channel {
     file: File,
     interrupts: Interrupts,
+    under_way: UnderWay,
 }
 
 impl Channel {
@@ -46,6 +50,7 @@ impl Channel {
         Arc::new(Self {
             file: File::from(fd),
             interrupts: Interrupts::default(),
+            under_way: UnderWay::default(),
         })
     }
 
@@ -68,6 +73,11 @@ impl Channel {
         self.file.as_fd()
     }
 
+    /// What the threads of this channel work on.
+    pub fn under_way(&self) -> &UnderWay {
+        &self.under_way
+    }
+
     /// Reads one request. `buffer` has [`READ_BUFFER`] bytes. 0: the other end is gone.
     pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         (&self.file).read(buffer)
@@ -80,7 +90,21 @@ impl Channel {
     }
 
     /// Asks for every request again that was read and is not answered (`FUSE_NOTIFY_RESEND`, Linux 6.9 and later): those
-    /// that a daemon before us has taken with it. They come as new ones, marked ([`super::Reply::is_resent`]).
+    /// that a daemon before us has taken with it. They come as new ones, marked ([`super::Reply::is_resent`]), before those that
+    /// nobody has read yet.
+    ///
+    /// To be called before anything is read: what we have read ourselves would come again, too, and be done twice; its answer
+    /// would go to a number that is none any more.
+    ///
+    /// What a client can meet (fs/fuse/dev.c of 6.12.117):
+    /// - A fatal signal while its request waits to be read again ends the client at once, and the request is never seen
+    ///   (`request_wait_answer`: `FR_PENDING`). While there is no daemon it cannot end: a request that somebody has read is
+    ///   waited for whatever happens. So the channel must not stay in a store without an heir.
+    /// - `EIO`, if the daemon is killed while the kernel copies a request to it and has to wait for the page that it copies to
+    ///   (`fuse_dev_do_read`, out_end): see [`READ_BUFFER`].
+    /// - Stable kernels without "Remove interrupt entries for resent requests" in `fuse_resend` leave the interrupt of a
+    ///   resent request in the queue, where it stays when a fatal signal then frees the request: memory that is gone is read.
+    ///   It takes a signal while there is no daemon, and a fatal one before the next daemon has read: microseconds.
     ///
     /// # Errors
     /// `EINVAL`: the kernel is older; then they stay unanswered until the channel ends.

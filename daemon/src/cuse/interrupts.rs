@@ -3,6 +3,11 @@
 //! The kernel sends FUSE_INTERRUPT right after a request, so another thread may have read it before the one that
 //! handles the request has begun to watch for it. An interrupt that comes early is remembered; no request number is
 //! ever used twice.
+//!
+//! That holds for requests that are sent again to the next daemon, too, and nothing is lost (fs/fuse/dev.c of 6.12.117):
+//! `fuse_resend` takes the interrupts of such requests off the queue and marks the number; the request stays `FR_INTERRUPTED`,
+//! so as soon as it is read (`fuse_dev_do_read`) its interrupt comes once more, also when the daemon before had read it, and
+//! names the request by the marked number, as the request itself does.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -178,6 +183,18 @@ mod tests {
         }
         assert!(interrupts.is_empty());
         assert_eq!(interrupts.watch(9_999).sleep(|| ()), Err(Interrupted));
+    }
+
+    #[test]
+    fn a_request_that_was_sent_again_is_another_than_before() {
+        const AGAIN: u64 = 6 | 1 << 63;
+        let interrupts = Interrupts::default();
+        let (first, again) = (interrupts.watch(6), interrupts.watch(AGAIN));
+        interrupts.interrupt(AGAIN);
+        assert_eq!(first.sleep(|| ()), Ok(()));
+        assert_eq!(again.sleep(|| ()), Err(Interrupted));
+        drop(first);
+        assert_eq!(interrupts.len(), 1, "the end of one is not the end of the other");
     }
 
     #[test]

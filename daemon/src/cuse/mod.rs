@@ -19,6 +19,7 @@ mod reply;
 mod request;
 #[cfg(test)]
 mod tests;
+mod under_way;
 
 pub use channel::{Channel, MAX_IO, READ_BUFFER};
 pub use init::{InitError, Kernel, NodeSpec, initialize};
@@ -26,3 +27,4 @@ pub use interrupts::{Interrupted, Interrupts, Ticket};
 pub use readers::{Handler, Turn, serve};
 pub use reply::{ClientArea, ForIoctl, ForOpen, ForPoll, ForRead, ForRelease, ForWrite, MAX_AREAS, Reply};
 pub use request::{Caller, IoctlRequest, Operation, Request};
+pub use under_way::{Kind, UnderWay, Work, now};

@@ -18,7 +18,9 @@ use super::channel::{Channel, MAX_IO};
 /// say; without one the client would see errno 512 (KERNEL.md A2).
 const RESTART: i32 = -512;
 
-/// In the number of a request that the kernel sends again (`FUSE_UNIQUE_RESEND`, linux/fuse.h); the answer bears it too.
+/// In the number of a request that the kernel sends again (`FUSE_UNIQUE_RESEND`, linux/fuse.h). It is part of the number from
+/// then on: the answer bears it (`request_find` in fs/fuse/dev.c compares whole numbers), an INTERRUPT names the request with it
+/// (`fuse_read_interrupt`), and a request that is sent a third time has the same number as the second.
 const RESENT: u64 = 1 << 63;
 
 /// Marks the answer to an OPEN.

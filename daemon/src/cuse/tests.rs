@@ -1,5 +1,6 @@
 //! The transport with a socket pair in place of `/dev/cuse`: the test is the kernel.
 
+mod resend;
 mod retry;
 
 use std::io::Read;

@@ -53,7 +53,11 @@ impl Folder {
                 let mut pid = String::new();
                 // Nothing there yet: it has the lock since this very moment.
                 let _ = file.read_to_string(&mut pid);
-                Err(LockError::Taken(if pid.is_empty() { "?".to_owned() } else { pid }))
+                Err(LockError::Taken(if pid.is_empty() {
+                    "?".to_owned()
+                } else {
+                    pid
+                }))
             }
             Err(errno) => Err(LockError::System(errno.into())),
         }

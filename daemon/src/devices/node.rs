@@ -111,6 +111,13 @@ impl Node {
         })
     }
 
+    /// Can there not be both?
+    #[must_use]
+    pub fn is_in_the_way_of(&self, other: &Self) -> bool {
+        let (one, other) = (&self.spec, &other.spec);
+        one.name == other.name || (one.major, one.minor) == (other.major, other.minor)
+    }
+
     /// Takes the name away: who has the node open keeps it, and nobody else comes. The kernel removes the name itself
     /// only when the node ends.
     pub fn hide(&self) {
@@ -158,12 +165,18 @@ impl Node {
         })
     }
 
+    /// Where the kernel's switch is that ends its channel.
+    #[must_use]
+    pub fn abort_switch(&self) -> PathBuf {
+        PathBuf::from(format!("/sys/class/cuse/{}/abort", self.spec.name))
+    }
+
     /// Ends the channel by the kernel's own switch: requests that are under way fail, and readers see the end. Only
     /// for a node that is known to be ours: the switch goes by the name.
     ///
     /// # Errors
     /// What sysfs says.
     pub fn abort(&self) -> io::Result<()> {
-        fs::write(format!("/sys/class/cuse/{}/abort", self.spec.name), "1")
+        fs::write(self.abort_switch(), "1")
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::discovery::{Found, number_at};
 use super::node::{Access, Node, NodeError};
+use super::takeover::{Takeover, TakeoverError};
 use crate::backend::v4l2::RealNode;
 use crate::cuse::NodeSpec;
 
@@ -195,10 +196,15 @@ impl SideNode {
         Ok(Self { real, node, names })
     }
 
-    /// Does ours have the real one's name?
-    #[must_use]
-    pub fn is_in_place(&self) -> bool {
-        self.real.starts_with(super::ASIDE)
+    /// Begins to take the real one's name, if ours is to have that.
+    ///
+    /// # Errors
+    /// See [`TakeoverError`].
+    pub fn take_over(&self) -> Result<Option<Takeover>, TakeoverError> {
+        match self.real.starts_with(super::ASIDE) {
+            true => Takeover::begin(&self.node.spec().name).map(Some),
+            false => Ok(None),
+        }
     }
 
     /// Driver and card, as QUERYCAP names them.

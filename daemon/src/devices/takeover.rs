@@ -43,7 +43,9 @@ pub enum TakeoverError {
         pid: String,
     },
     /// Something stands in the way.
-    #[error("{0} is neither the real node nor ours; it is left alone, and the real one is in {ASIDE}")]
+    #[error(
+        "{0} is neither the real node nor ours, so it is left alone; the real one is in {ASIDE}, or nowhere"
+    )]
     Strange(PathBuf),
     /// A step failed.
     #[error("{what} failed ({source})")]
@@ -83,16 +85,18 @@ pub struct Takeover {
 }
 
 impl Takeover {
-    /// Takes the lock for the real node `name` with this device number, and undoes what somebody else has left. The node is
-    /// where it was.
+    /// Takes the lock for the real node `name`, and undoes what somebody else has left. The node is where it was.
     ///
     /// # Errors
     /// See [`TakeoverError`].
-    pub fn begin(name: &str, real: (u32, u32)) -> Result<Self, TakeoverError> {
+    pub fn begin(name: &str) -> Result<Self, TakeoverError> {
         let folder = Folder::open(Path::new(FOLDER)).map_err(failed("making", Path::new(FOLDER)))?;
         let lock = locked(&folder, name)?;
         undo(&folder, name)?;
-        let rights = rights(&place(name)).map_err(failed("looking at", &place(name)))?;
+        let place = place(name);
+        let real = real_number(name).filter(|real| number_at(&place) == Some(*real));
+        let real = real.ok_or_else(|| TakeoverError::Strange(place.clone()))?;
+        let rights = rights(&place).map_err(failed("looking at", &place))?;
         Ok(Self {
             name: name.to_owned(),
             journal: Journal {
@@ -111,12 +115,16 @@ impl Takeover {
     ///
     /// # Errors
     /// See [`TakeoverError`].
-    pub fn resume(name: &str, real: (u32, u32)) -> Result<Self, TakeoverError> {
+    pub fn resume(name: &str) -> Result<Self, TakeoverError> {
         let folder = Folder::open(Path::new(FOLDER)).map_err(failed("making", Path::new(FOLDER)))?;
         let lock = locked(&folder, name)?;
         let (place, aside) = (place(name), aside(name));
-        let there = [&aside, &place].into_iter().find(|path| number_at(path) == Some(real));
-        let there = there.ok_or_else(|| TakeoverError::Strange(place.clone()))?;
+        let strange = || TakeoverError::Strange(place.clone());
+        let real = real_number(name).ok_or_else(strange)?;
+        let there = [&aside, &place]
+            .into_iter()
+            .find(|path| number_at(path) == Some(real));
+        let there = there.ok_or_else(strange)?;
         let mut takeover = Self {
             name: name.to_owned(),
             journal: Journal {
@@ -202,10 +210,16 @@ impl Drop for Takeover {
 /// Undoes what daemons that are no more have left, but for the names in `except`. `alive_stays`: nor where our node is still
 /// alive, because somebody keeps it for the next daemon. What could not be undone is told; living daemons' names are left alone.
 /// Returns the names that were given back.
-pub fn give_back_all(except: &[String], alive_stays: bool) -> Vec<String> {
-    let mut given = Vec::new();
+///
+/// # Errors
+/// The last thing that could not be undone; everything else was.
+pub fn give_back_all(except: &[String], alive_stays: bool) -> Result<Vec<String>, TakeoverError> {
+    let (mut given, mut last) = (Vec::new(), Ok(()));
     let folder = Path::new(FOLDER);
-    let left: Vec<String> = [folder, Path::new(ASIDE)].into_iter().flat_map(names_in).collect();
+    let left: Vec<String> = [folder, Path::new(ASIDE)]
+        .into_iter()
+        .flat_map(names_in)
+        .collect();
     for name in left {
         if except.contains(&name) || given.contains(&name) || (alive_stays && is_alive(&name)) {
             continue;
@@ -226,17 +240,22 @@ pub fn give_back_all(except: &[String], alive_stays: bool) -> Vec<String> {
             }
             Ok(false) => {}
             Err(error @ TakeoverError::Taken { .. }) => tracing::info!("{error}"),
-            Err(error) => tracing::error!("{error}"),
+            Err(error) => {
+                tracing::error!("{error}");
+                last = Err(error);
+            }
         }
     }
-    given
+    last.map(|()| given)
 }
 
 /// The names of nodes in a folder of ours.
 fn names_in(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    names.filter(|name| kind_and_number(&place(name)).is_some()).collect()
+    names
+        .filter(|name| kind_and_number(&place(name)).is_some())
+        .collect()
 }
 
 fn locked(folder: &Folder, name: &str) -> Result<Lock, TakeoverError> {
@@ -277,7 +296,12 @@ fn is_alive(name: &str) -> bool {
 
 fn make(path: &Path, (major, minor): (u32, u32)) -> io::Result<()> {
     let number = makedev(major.into(), minor.into());
-    Ok(mknod(path, SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, number)?)
+    Ok(mknod(
+        path,
+        SFlag::S_IFCHR,
+        Mode::S_IRUSR | Mode::S_IWUSR,
+        number,
+    )?)
 }
 
 /// Whatever was done or half done for `name`: the real node is at its place afterwards, if there is a device. `true`: it was not
@@ -285,12 +309,15 @@ fn make(path: &Path, (major, minor): (u32, u32)) -> io::Result<()> {
 fn undo(folder: &Folder, name: &str) -> Result<bool, TakeoverError> {
     let (place, aside) = (place(name), aside(name));
     let ours = our_number(&place);
-    let journal: Option<Journal> = folder.read(name).and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let journal: Option<Journal> = folder
+        .read(name)
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let real = real_number(name);
     let is_real = |path: &Path| real.is_some() && number_at(path) == real;
     let at_place = number_at(&place);
     // A link, a file: nobody of ours has made it.
-    let is_strange = fs::symlink_metadata(&place).is_ok() && (at_place.is_none() || (at_place != ours && at_place != real));
+    let is_strange = fs::symlink_metadata(&place).is_ok()
+        && (at_place.is_none() || (at_place != ours && at_place != real));
     let mut changed = false;
     if is_real(&place) {
         // Never moved, given back, or made by the kernel for a device that came when the name was free.
@@ -325,7 +352,9 @@ fn undo(folder: &Folder, name: &str) -> Result<bool, TakeoverError> {
         }
         changed = true;
     }
-    folder.remove(name).map_err(failed("removing the journal of", &place))?;
+    folder
+        .remove(name)
+        .map_err(failed("removing the journal of", &place))?;
     Ok(changed)
 }
 

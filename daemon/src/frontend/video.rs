@@ -86,6 +86,11 @@ impl VideoNode {
         self.sessions().len()
     }
 
+    /// What went through the node, for status.
+    pub fn totals(&self) -> model::Totals {
+        self.device.told_totals()
+    }
+
     /// What is open, for status, in the order of opening.
     pub fn files(&self) -> Vec<model::File> {
         let mut handles: Vec<u64> = self.sessions().keys().copied().collect();

@@ -7,6 +7,7 @@ pub mod ask;
 pub mod command;
 pub mod control;
 pub mod explain;
+pub mod latency;
 pub mod model;
 pub mod native;
 mod page;
@@ -14,6 +15,8 @@ pub mod screenshot;
 pub mod show;
 pub mod show_explain;
 mod show_fb;
+mod table;
+mod watch;
 
 /// Where the control socket of a daemon is, unless it is told otherwise.
 pub const CONTROL: &str = "/run/vidcompat/control.sock";

@@ -7,13 +7,21 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::latency::within;
+
 /// A daemon.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// Of vidcompatd.
     pub version: String,
     /// Its process id.
     pub pid: u32,
+    /// When this was looked at, in microseconds of CLOCK_MONOTONIC: rates come from two looks.
+    #[serde(default)]
+    pub at_us: u64,
+    /// What became of restarts.
+    #[serde(default)]
+    pub survival: Survival,
     /// In the order in which they were given.
     pub devices: Vec<Device>,
     /// In the order in which they were given.
@@ -21,8 +29,27 @@ pub struct Status {
     pub framebuffers: Vec<Framebuffer>,
 }
 
-/// A framebuffer and its node.
+/// What became of the sessions of daemons before this one, and of those that kept them. The service fills it while it
+/// takes over what was kept for it (`service/observed.rs` hands it on).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Survival {
+    /// Who keeps what must survive: `systemd`, `keeper`; `None`: nobody, and the nodes end with the daemon.
+    pub kept_by: Option<String>,
+    /// Daemons before this one that served the same nodes without a break.
+    pub restarts: u64,
+    /// Open files that went on.
+    pub restored: u64,
+    /// Open files that could not, and were ended.
+    pub given_up: u64,
+    /// Why not: the latest reasons, a sentence each.
+    pub reasons: Vec<String>,
+    /// Requests that the kernel has sent again.
+    pub resent: u64,
+}
+
+/// A framebuffer and its node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Framebuffer {
     /// What it is made of, as the operator has said: `/dev/fb0`, `kms:/dev/dri/card0`, `memory:1024x768x32`.
@@ -86,7 +113,7 @@ pub struct FbCounters {
 }
 
 /// A real node and ours in front of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Device {
     /// Path of the real node.
     pub real: String,
@@ -96,12 +123,25 @@ pub struct Device {
     pub driver: String,
     /// As QUERYCAP names it.
     pub card: String,
+    /// What went through it since it is served, in files that are open and that were.
+    #[serde(default)]
+    pub totals: Totals,
     /// The open files of our node.
     pub files: Vec<File>,
 }
 
+/// Of a device: what never goes down.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Totals {
+    /// What was captured.
+    pub capture: Counters,
+    /// What was put out.
+    pub output: Counters,
+}
+
 /// An open file of our node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct File {
     /// Names it as long as it is open.
     pub fh: u64,
@@ -119,7 +159,7 @@ pub struct File {
 }
 
 /// A queue with buffers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Queue {
     /// [`type_name`]
     pub buf_type: String,
@@ -147,11 +187,13 @@ pub struct Queue {
 }
 
 /// What a queue has done since its buffers were made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Counters {
-    /// Buffers that went through the device.
+    /// Buffers that went through the device, and frames that were read or written.
     pub frames: u64,
+    /// The same by the way that they took.
+    pub by: FramesBy,
     /// Planes of them that the device had by import: no copy.
     pub imported: u64,
     /// Planes that were copied.
@@ -168,6 +210,116 @@ pub struct Counters {
     pub remembered: u64,
     /// Planes that could be had in no way, and copies that failed.
     pub faults: u64,
+    /// Frames in a second at the moment, an average over some eight of them; 0 where none come.
+    pub fps: f64,
+    /// Of DQBUF.
+    pub latency: Latency,
+}
+
+/// Frames by how they were served; one of several planes counts as the plane that costs most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FramesBy {
+    /// By a copy.
+    pub copied: u64,
+    /// The device had the client's own memory.
+    pub imported: u64,
+    /// The same, where the client shim has exchanged ordinary memory for ours.
+    pub adopted: u64,
+    /// The client has mapped the device's own buffers by the client shim.
+    pub lent: u64,
+    /// The client has brought dma-bufs itself.
+    pub dmabuf: u64,
+    /// By read().
+    pub read: u64,
+    /// By write().
+    pub written: u64,
+}
+
+impl FramesBy {
+    /// Each with its name, in one order.
+    #[must_use]
+    pub fn each(&self) -> [(&'static str, u64); 7] {
+        [
+            ("copied", self.copied),
+            ("imported", self.imported),
+            ("adopted", self.adopted),
+            ("lent", self.lent),
+            ("dmabuf", self.dmabuf),
+            ("read", self.read),
+            ("written", self.written),
+        ]
+    }
+}
+
+/// How long clients waited for what was there: from the moment when both the frame and the client's DQBUF were there, to
+/// the moment when the answer is written. What the client is late does not count, nor what the device takes for the frame.
+///
+/// When the frame was there says the device's own timestamp, where it is one of CLOCK_MONOTONIC and of the end of the frame
+/// (then the interrupt, the driver, the wake-up of the daemon and the copy are in it); else, of a client that slept, the
+/// moment when the daemon was told that the device has something (then the driver is not in it).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Latency {
+    /// DQBUFs that got a buffer.
+    pub count: u64,
+    /// Those of them that were measured from the device's timestamp.
+    pub stamped: u64,
+    /// Microseconds of all together.
+    pub sum_us: u64,
+    /// The longest.
+    pub most_us: u64,
+    /// Half of them took no longer than this; `None`: there are none, or longer than the last bound.
+    pub p50_us: Option<u64>,
+    /// The same of 99 of 100.
+    pub p99_us: Option<u64>,
+    /// How many took no longer than the bound of their class, but longer than that of the class before:
+    /// `latency::BOUNDS_US`, and one class without a bound.
+    pub classes: Vec<u64>,
+}
+
+impl Latency {
+    /// From what was counted.
+    #[must_use]
+    pub fn of(classes: Vec<u64>, sum_us: u64, most_us: u64, stamped: u64) -> Self {
+        let count = classes.iter().sum();
+        if count == 0 {
+            return Self::default();
+        }
+        Self {
+            count,
+            stamped,
+            sum_us,
+            most_us,
+            p50_us: within(&classes, 50).flatten(),
+            p99_us: within(&classes, 99).flatten(),
+            classes,
+        }
+    }
+
+    /// What came since `before`; the longest is not known of that.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        let of = |at: usize| before.classes.get(at).copied().unwrap_or(0);
+        let new = |(at, count): (usize, &u64)| count.saturating_sub(of(at));
+        Self::of(
+            self.classes.iter().enumerate().map(new).collect(),
+            self.sum_us.saturating_sub(before.sum_us),
+            0,
+            self.stamped.saturating_sub(before.stamped),
+        )
+    }
+}
+
+/// `count` in `us` microseconds, for a second.
+#[must_use]
+pub fn per_second(count: u64, us: u64) -> f64 {
+    if us == 0 {
+        return 0.0;
+    }
+    // In thousandths, which is as much as anybody reads, and exact.
+    let thousandths = u128::from(count) * 1_000_000_000 / u128::from(us);
+    f64::from(u32::try_from(thousandths).unwrap_or(u32::MAX)) / 1000.0
 }
 
 /// A buffer.
@@ -192,6 +344,8 @@ pub enum How {
     Imported,
     /// The same, where the client shim has exchanged ordinary memory for ours.
     Adopted,
+    /// The client has mapped the device's own buffer, by the client shim.
+    Lent,
     /// The bytes are copied.
     Copied,
 }
@@ -241,7 +395,8 @@ pub(super) mod tests {
     use std::collections::BTreeMap;
 
     use super::{
-        Buffer, Counters, Device, FbCounters, FbMode, File, Framebuffer, How, Plane, Queue, Status, type_name,
+        Buffer, Counters, Device, FbCounters, FbMode, File, Framebuffer, FramesBy, How, Latency, Plane,
+        Queue, Status, Survival, Totals, per_second, type_name,
     };
 
     /// A daemon with something of everything.
@@ -274,6 +429,19 @@ pub(super) mod tests {
                 resolves: 8,
                 remembered: 112,
                 faults: 1,
+                by: FramesBy {
+                    copied: 4,
+                    imported: 86,
+                    adopted: 30,
+                    ..FramesBy::default()
+                },
+                fps: 29.97,
+                latency: Latency::of(
+                    vec![0, 0, 0, 60, 40, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                    48_000,
+                    1_812,
+                    120,
+                ),
             },
             adopted: 1,
             not_adopted: BTreeMap::from([("it does not begin with a page".to_owned(), 3)]),
@@ -312,12 +480,33 @@ pub(super) mod tests {
         Status {
             version: "0.1.0".to_owned(),
             pid: 412,
+            at_us: 10_000_000,
+            survival: Survival {
+                kept_by: Some("systemd".to_owned()),
+                restarts: 2,
+                restored: 3,
+                given_up: 1,
+                reasons: vec!["the record of a session is of another version".to_owned()],
+                resent: 5,
+            },
             devices: vec![
                 Device {
                     real: "/dev/video0".to_owned(),
                     node: "/dev/video64".to_owned(),
                     driver: "vivid".to_owned(),
                     card: "vivid".to_owned(),
+                    totals: Totals {
+                        capture: Counters {
+                            frames: 130,
+                            by: FramesBy {
+                                copied: 14,
+                                ..capture.counters.by
+                            },
+                            copied_bytes: 14 * 614_400,
+                            ..capture.counters.clone()
+                        },
+                        output: Counters::default(),
+                    },
                     files: vec![
                         File {
                             fh: 3,
@@ -412,6 +601,18 @@ pub(super) mod tests {
             serde_json::to_string(&How::NotQueued).expect("a word"),
             r#""not-queued""#
         );
+    }
+
+    #[test]
+    fn a_rate_and_a_latency_are_of_the_time_between_two_looks() {
+        assert!((per_second(30, 1_001_000) - 29.970).abs() < 1e-9);
+        assert!(per_second(5, 0).abs() < f64::EPSILON);
+        let before = Latency::of(vec![5, 0, 1], 700, 100, 6);
+        let now = Latency::of(vec![5, 3, 1], 850, 100, 8);
+        let between = now.since(&before);
+        assert_eq!((between.count, between.stamped, between.sum_us), (3, 2, 150));
+        assert_eq!((between.p50_us, between.p99_us), (Some(50), Some(50)));
+        assert_eq!(now.since(&now), Latency::default());
     }
 
     #[test]

@@ -1,13 +1,32 @@
 //! A status as a page for people: a line for each device, open file, queue and buffer, the most telling first.
 
-use super::model::{Buffer, Counters, Device, File, How, Plane, Queue, Status};
+use super::model::{Buffer, Counters, Device, File, How, Latency, Plane, Queue, Status, Survival};
 use super::page::Page;
-use super::show_fb;
+use super::{show_fb, table};
 
 /// The page, with a line feed at the end of each line.
 #[must_use]
 pub fn status(status: &Status) -> String {
     let mut page = Page::default();
+    head(&mut page, status);
+    let rows = table::rows(None, status);
+    if !rows.is_empty() {
+        page.gap();
+        table::draw(&mut page, &rows);
+    }
+    for each in &status.devices {
+        page.gap();
+        device(&mut page, each);
+    }
+    for each in &status.framebuffers {
+        page.gap();
+        show_fb::framebuffer(&mut page, each);
+    }
+    page.into_text()
+}
+
+/// Whose status it is.
+pub(super) fn head(page: &mut Page, status: &Status) {
     let kinds = [
         (status.devices.len(), "device"),
         (status.framebuffers.len(), "framebuffer"),
@@ -27,15 +46,9 @@ pub fn status(status: &Status) -> String {
             served.join(", ")
         ),
     );
-    for each in &status.devices {
-        page.gap();
-        device(&mut page, each);
+    if let Some(line) = survival(&status.survival) {
+        page.line(0, 4, &line);
     }
-    for each in &status.framebuffers {
-        page.gap();
-        show_fb::framebuffer(&mut page, each);
-    }
-    page.into_text()
 }
 
 fn device(page: &mut Page, device: &Device) {
@@ -128,6 +141,9 @@ fn counters(counters: &Counters) -> Vec<String> {
         resolves,
         remembered,
         faults,
+        by: _,
+        fps: _,
+        ref latency,
     } = *counters;
     if *counters == Counters::default() {
         return Vec::new();
@@ -141,10 +157,82 @@ fn counters(counters: &Counters) -> Vec<String> {
         ),
         format!("{resolves} times looked behind a pointer, {remembered} times remembered"),
     ];
+    if let Some(line) = waited(latency) {
+        lines.push(line);
+    }
     if faults != 0 {
         lines.push(format!("{faults} times memory could not be reached"));
     }
     lines
+}
+
+/// How long DQBUF took.
+fn waited(latency: &Latency) -> Option<String> {
+    let Latency {
+        count,
+        stamped,
+        p50_us,
+        p99_us,
+        most_us,
+        ..
+    } = *latency;
+    let from = match (count, stamped) {
+        (0, _) => return None,
+        (count, stamped) if count == stamped => "from the device's timestamp",
+        (_, 0) => "from when the device was ready",
+        (_, _) => "from the device's timestamp or when it was ready",
+    };
+    Some(format!(
+        "DQBUF answered within {} (half), {} (99 of 100), {} (all), {from}",
+        span(p50_us),
+        span(p99_us),
+        span(Some(most_us)),
+    ))
+}
+
+/// Microseconds, for people. `None`: longer than the last class.
+pub(super) fn span(us: Option<u64>) -> String {
+    match us {
+        None => "> 1 s".to_owned(),
+        Some(us) if us < 1_000 => format!("{us} us"),
+        Some(us) => {
+            let (unit, name) = if us < 1_000_000 {
+                (1_000, "ms")
+            } else {
+                (1_000_000, "s")
+            };
+            match us % unit * 10 / unit {
+                0 => format!("{} {name}", us / unit),
+                tenths => format!("{}.{tenths} {name}", us / unit),
+            }
+        }
+    }
+}
+
+/// What became of restarts, where there is something to tell.
+fn survival(survival: &Survival) -> Option<String> {
+    let Survival {
+        kept_by,
+        restarts,
+        restored,
+        given_up,
+        reasons,
+        resent,
+    } = survival;
+    if *survival == Survival::default() {
+        return None;
+    }
+    let keeper = match kept_by {
+        Some(keeper) => format!("kept by {keeper}"),
+        None => "kept by nobody".to_owned(),
+    };
+    let mut text = format!(
+        "{keeper}; restarted {restarts} times, {restored} files went on, {given_up} ended, {resent} requests repeated"
+    );
+    if let Some(reason) = reasons.last() {
+        text += &format!(" (the last that ended: {reason})");
+    }
+    Some(text)
 }
 
 fn buffer(page: &mut Page, buffer: &Buffer) {
@@ -171,6 +259,7 @@ fn way(plane: &Plane) -> String {
         (How::NotQueued, _) => "not queued yet".to_owned(),
         (How::Imported, _) => format!("imported  {what}"),
         (How::Adopted, _) => format!("adopted   {what}"),
+        (How::Lent, _) => format!("lent      {what}"),
         (How::Copied, None) => format!("copied    {what}"),
         (How::Copied, Some(why)) => format!("copied    {what}: {why}"),
     }
@@ -205,12 +294,20 @@ mod tests {
     fn a_page_shows_every_buffer_and_what_became_of_it() {
         let expected = "\
 vidcompatd 0.1.0, process 412, 2 devices, 3 framebuffers
+kept by systemd; restarted 2 times, 3 files went on, 1 ended, 5 requests repeated (the last that
+    ended: the record of a session is of another version)
+
+NODE          PROCESS         QUEUE           BUFFERS              FRAMES/S   COPIED/S   50 %   99 %
+/dev/video64  812 capture\\u{1 capture USERPTR 1 copied, 1 adopted,    29.97  599.3 KiB  200us    1ms
+/dev/video64  812 capture\\u{1 output USERPTR  1 copied                 0.00        0 B      -      -
 
 /dev/video64 for /dev/video0 (vivid): 2 open files
   file 3: process 812 (capture\\u{1b}[2J)
     video capture: USERPTR, 3 buffers, streaming, vmalloc queue, copies by dma-heap
       120 frames, 116 imported, 4 copied (2.3 MiB: 4 through memory, 0 through an object)
       8 times looked behind a pointer, 112 times remembered
+      DQBUF answered within 200 us (half), 1 ms (99 of 100), 1.8 ms (all), from the device's
+        timestamp
       1 times memory could not be reached
       1 buffer adopted
       3 times not adopted: it does not begin with a page

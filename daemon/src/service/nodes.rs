@@ -14,7 +14,7 @@ use super::observed::Observed;
 use super::plan::{Have, How, Key, Machine, Wanted, difference, wanted};
 use super::served::{Making, Served};
 use super::{ServiceError, end};
-use crate::config::Config;
+use crate::config::{Config, Way};
 use crate::devices::{FbNode, Node, SideNode, carry};
 
 /// A node that ends by itself is made anew unless it has done so this many times within this time.
@@ -117,8 +117,10 @@ impl Nodes {
     fn take_out(&mut self, hide: &[usize], replace: &[usize]) {
         let mut ending = Vec::new();
         let entries = std::mem::take(&mut self.entries);
-        for (at, entry) in entries.into_iter().enumerate() {
+        for (at, mut entry) in entries.into_iter().enumerate() {
             if hide.contains(&at) {
+                // The name is the real one's again, if that is still there; who has ours open keeps it.
+                drop(entry.served.takeover.take());
                 entry.served.node.hide();
                 tracing::info!(
                     device = entry.served.name, node = %entry.served.node.path().display(),
@@ -150,7 +152,11 @@ impl Nodes {
         let (served, framebuffer) = match (&wanted.present, &wanted.key) {
             (Some(present), _) => {
                 let names = (present.driver.clone(), present.card.clone());
-                let side = SideNode::beside(&present.found, names, |node| self.clear(node))?;
+                let clear = |node: &Node| self.clear(node);
+                let side = match wanted.how.way {
+                    Way::Takeover => SideNode::in_place(&present.found, names, clear)?,
+                    Way::Side | Way::Off => SideNode::beside(&present.found, names, clear)?,
+                };
                 (self.making.video(side, wanted.how.choice)?, None)
             }
             (None, Key::Framebuffer(source)) => {
@@ -173,12 +179,12 @@ impl Nodes {
         })
     }
 
-    /// Makes room for `node`: CUSE knows no second device of a name.
+    /// Makes room for `node`: CUSE knows no second device of a name or a number.
     fn clear(&mut self, node: &Node) {
         let departed = std::mem::take(&mut self.departed);
         let (same, others): (Vec<_>, Vec<_>) = departed
             .into_iter()
-            .partition(|served| served.node.spec().name == node.spec().name);
+            .partition(|served| served.node.is_in_the_way_of(node));
         self.departed = others;
         for served in &same {
             tracing::warn!(
@@ -203,7 +209,13 @@ impl Nodes {
     fn carry_access(&self) {
         for Entry { served, .. } in &self.entries {
             let Some(like) = served.node.like() else { continue };
-            match carry(like, &served.node.path()) {
+            let ours = served.node.path();
+            // Where ours has the name, it is ours that logind gives to whoever has the screen.
+            let carried = match served.takeover {
+                Some(_) => carry(&ours, like),
+                None => carry(like, &ours),
+            };
+            match carried {
                 Ok(true) => {
                     tracing::info!(device = served.name, "owner, mode and access list have changed");
                 }
@@ -216,8 +228,11 @@ impl Nodes {
 
     /// The nodes whose owner, mode and list are carried to others.
     pub(super) fn watched(&self) -> Vec<PathBuf> {
-        let like = |entry: &Entry| entry.served.node.like().map(Path::to_owned);
-        self.entries.iter().filter_map(like).collect()
+        let watched = |Entry { served, .. }: &Entry| match served.takeover {
+            Some(_) => Some(served.node.path()),
+            None => served.node.like().map(Path::to_owned),
+        };
+        self.entries.iter().filter_map(watched).collect()
     }
 
     /// The node with this id has ended.

@@ -8,6 +8,7 @@ use crate::frontend::fb::FbNode;
 use crate::frontend::video::VideoNode;
 use crate::observe::control::Source;
 use crate::observe::model;
+use crate::session::now_us;
 
 /// The nodes as they are now: they come and go.
 #[derive(Default)]
@@ -52,6 +53,7 @@ impl Nodes {
 
     fn status(&self) -> model::Status {
         let device = |(device, front): &(model::Device, Arc<VideoNode>)| model::Device {
+            totals: front.totals(),
             files: front.files(),
             ..device.clone()
         };
@@ -64,6 +66,8 @@ impl Nodes {
         model::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
+            at_us: now_us(),
+            survival: model::Survival::default(),
             devices: self.devices.iter().map(device).collect(),
             framebuffers: self.framebuffers.iter().map(framebuffer).collect(),
         }

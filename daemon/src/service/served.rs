@@ -10,10 +10,11 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, oneshot};
 
+use super::watchdog::Watchdog;
 use super::{CUSE, ServiceError, framebuffers};
 use crate::config::Choice;
 use crate::cuse::{Channel, Handler, initialize, serve};
-use crate::devices::{FbNode, Node, SideNode};
+use crate::devices::{FbNode, Node, SideNode, Takeover};
 use crate::frontend::fb;
 use crate::frontend::shim::Shims;
 use crate::frontend::video::VideoNode;
@@ -32,6 +33,8 @@ pub(super) struct Served {
     pub(super) node: Node,
     pub(super) front: Front,
     pub(super) server: JoinHandle<()>,
+    /// Where ours has the real one's name.
+    pub(super) takeover: Option<Takeover>,
     /// Driver and card, of a V4L2 node.
     names: Option<(String, String)>,
     /// Dropped to end the thread that waits for the device.
@@ -102,6 +105,7 @@ pub(super) struct Making {
     pub(super) report_end: mpsc::UnboundedSender<u64>,
     /// Of the next node.
     pub(super) next_id: AtomicU64,
+    pub(super) watchdog: Watchdog,
 }
 
 impl Making {
@@ -111,12 +115,17 @@ impl Making {
             may_adopt: choice.adopt,
             ..self.options.clone()
         };
+        let mut takeover = side.take_over()?;
+        if let Some(takeover) = &mut takeover {
+            takeover.move_aside()?;
+        }
         let channel = open(side.node())?;
         let (handle, waiting) = device_runtime().map_err(ServiceError::System)?;
         let real = side.real().to_owned();
-        let device = Device::new(real.clone(), options, handle).map_err(ServiceError::System)?;
+        let device = Device::new(real.clone(), options, handle.clone()).map_err(ServiceError::System)?;
         let front = VideoNode::new(device, Arc::clone(&self.shims));
         let name = real.display().to_string();
+        self.watchdog.add(&name, side.node(), &channel, Some(&handle));
         let (id, server) = self.serve(channel, Arc::clone(&front), &name)?;
         granted(Served {
             id,
@@ -124,6 +133,7 @@ impl Making {
             node: side.node().clone(),
             front: Front::Video(front),
             server,
+            takeover,
             names: Some((side.names().0.to_owned(), side.names().1.to_owned())),
             _waiting: Some(waiting),
         })
@@ -136,6 +146,7 @@ impl Making {
         let channel = open(&node)?;
         let front = fb::FbNode::new(framebuffer, Arc::clone(&self.shims));
         let name = source.name();
+        self.watchdog.add(&name, &node, &channel, None);
         let (id, server) = self.serve(channel, Arc::clone(&front), &name)?;
         granted(Served {
             id,
@@ -143,6 +154,7 @@ impl Making {
             node,
             front: Front::Framebuffer(front),
             server,
+            takeover: None,
             names: None,
             _waiting: None,
         })
@@ -175,12 +187,19 @@ fn open(node: &Node) -> Result<Arc<Channel>, ServiceError> {
     Ok(channel)
 }
 
-fn granted(served: Served) -> Result<Served, ServiceError> {
-    if let Err(error) = served.node.grant() {
-        super::end(vec![served]);
-        return Err(error.into());
+fn granted(mut served: Served) -> Result<Served, ServiceError> {
+    let granted = served.node.grant().map_err(ServiceError::from);
+    let granted = granted.and_then(|()| match &mut served.takeover {
+        Some(takeover) => Ok(takeover.carried()?),
+        None => Ok(()),
+    });
+    match granted {
+        Ok(()) => Ok(served),
+        Err(error) => {
+            super::end(vec![served]);
+            Err(error)
+        }
     }
-    Ok(served)
 }
 
 /// A runtime for one device on a thread of its own: a driver that holds its lock for long delays epoll only there.

@@ -9,9 +9,10 @@ use vidcompat_proto::ioctl::QueueOp;
 use vidcompat_proto::queue::{Acquire, Claim, Help, Next, Queue};
 
 use super::adoption::{Before, Given};
+use super::counters::Counters;
 use super::proof::Proven;
 use super::queues::{QueueState, Slot, access};
-use super::serve::{Counters, How, Way};
+use super::serve::{How, Way};
 use super::{Requester, Session};
 use crate::client::{BlockedThread, Client};
 use crate::memory::{BounceBuffer, Provider};
@@ -271,7 +272,7 @@ impl Session {
             }
             let way = self.way(&look, *claim, behold, obstacle);
             let way = way.and_then(|way| proving(&look, way, behold)).map_err(|fault| {
-                Counters::add(&behold.counters.faults, 1);
+                behold.counters.add(|counters| &counters.faults, 1);
                 tracing::debug!(
                     device = %self.device.path().display(), pid = %caller.client().process(),
                     client_addr = format_args!("{:#x}", claim.client_addr), length = claim.length, %fault,
@@ -322,7 +323,7 @@ impl Session {
             !forbidden && (way.is_plain() || way.still_holds(look.client))
         };
         if let Some(way) = remembered.filter(holds) {
-            Counters::add(&behold.counters.remembered, 1);
+            behold.counters.add(|counters| &counters.remembered, 1);
             return Arc::clone(way);
         }
         let way = self.way(look, claim, behold, obstacle);
@@ -339,10 +340,10 @@ impl Session {
     ) -> Result<Arc<Way>, MemoryFault> {
         let recent = behold.recent.iter().find(|way| way.claim == claim);
         if let Some(way) = recent.filter(|way| obstacle.is_none() && way.still_holds(look.client)) {
-            Counters::add(&behold.counters.remembered, 1);
+            behold.counters.add(|counters| &counters.remembered, 1);
             return Ok(Arc::clone(way));
         }
-        Counters::add(&behold.counters.resolves, 1);
+        behold.counters.add(|counters| &counters.resolves, 1);
         let may_import = |importable: &Importable| match obstacle {
             Some(why) => Err(why),
             None if behold.refused.contains(&importable.exporter) => Err(REFUSED),

@@ -8,8 +8,9 @@ use vidcompat_proto::ioctl::{QueueOp, queue_row};
 use vidcompat_proto::queue::Delivery;
 use zerocopy::IntoBytes;
 
+use super::counters::{Counters, Since};
 use super::proof::Proven;
-use super::serve::{Counters, Way};
+use super::serve::Way;
 use super::{Blocking, BoxedWaiter, Requester, Session, State};
 use crate::client::{BlockedThread, Client};
 use crate::memory::BounceBuffer;
@@ -22,6 +23,7 @@ pub(super) struct Dequeuer {
     caller: Option<BlockedThread>,
     asked: PlanarBuffer,
     who: Requester,
+    since: Since,
 }
 
 impl Dequeuer {
@@ -41,6 +43,8 @@ impl Dequeuer {
 struct Dequeued {
     reply: PlanarBuffer,
     bytes: Bytes,
+    /// Of its queue.
+    counters: Arc<Counters>,
 }
 
 /// One that sleeps no more, and the device's answer.
@@ -72,7 +76,7 @@ struct Served {
 impl Session {
     /// `VIDIOC_DQBUF`: `waiter` is answered now or later.
     pub fn dequeue(self: &Arc<Self>, argument: &V4l2Buffer, blocking: Blocking, waiter: BoxedWaiter) {
-        let who = blocking.who;
+        let (who, since) = (blocking.who, Since::asked());
         if !self.device.knows(&self.node, queue_row(QueueOp::Dqbuf)) {
             return waiter.answer(Err(Errno::ENOTTY));
         }
@@ -88,6 +92,7 @@ impl Session {
             caller: (!passed).then(|| self.caller(who.tid).ok()).flatten(),
             asked,
             who,
+            since,
         };
         let first = self.try_dequeue(&mut self.lock(), &dequeuer.asked);
         if !matches!(first, Err(Errno::EAGAIN)) || self.is_nonblocking(blocking) {
@@ -132,9 +137,11 @@ impl Session {
         let index = device.head.index;
         if let Some(passed) = &mut queue.passed {
             passed.dequeued(index);
+            queue.counters.frame(passed.served());
             return Ok(Dequeued {
                 reply: passed.reply(&device, asked),
                 bytes: Bytes::None,
+                counters: Arc::clone(&queue.counters),
             });
         }
         // Told before it answers: what the core hides of a buffer that is with the device it no longer hides.
@@ -164,13 +171,19 @@ impl Session {
             Some(served) => Bytes::Served(deliveries, served),
             None => Bytes::Unknown,
         };
-        Ok(Dequeued { reply, bytes })
+        Ok(Dequeued {
+            reply,
+            bytes,
+            counters: Arc::clone(&queue.counters),
+        })
     }
 
     fn finish(&self, dequeuer: Dequeuer, outcome: Result<Dequeued, Errno>) {
         let reply = outcome.and_then(|dequeued| {
+            let counters = Arc::clone(&dequeued.counters);
             let reply = self.deliver(dequeued, dequeuer.caller.as_ref());
             self.store_planes(&reply, &dequeuer.asked.head, dequeuer.who)?;
+            counters.answered(dequeuer.since, &reply.head);
             Ok(reply.to_head())
         });
         dequeuer.answer(reply);
@@ -179,7 +192,7 @@ impl Session {
     /// Copies the frame. Where it cannot be delivered, because the client's memory has gone since QBUF, the buffer is
     /// flagged as the API flags damaged data: a driver would have written pages that nobody can see any more.
     fn deliver(&self, dequeued: Dequeued, caller: Option<&BlockedThread>) -> PlanarBuffer {
-        let Dequeued { mut reply, bytes } = dequeued;
+        let Dequeued { mut reply, bytes, .. } = dequeued;
         match bytes {
             Bytes::None => {}
             Bytes::Unknown => {
@@ -198,7 +211,7 @@ impl Session {
                             index = reply.head.index, %fault,
                             "a frame could not be delivered to the client; the buffer is flagged as damaged"
                         );
-                        Counters::add(&served.counters.faults, 1);
+                        served.counters.add(|counters| &counters.faults, 1);
                         reply.head.flags |= buf_flag::ERROR;
                     }
                 }
@@ -243,7 +256,7 @@ impl Session {
             // Something else may have been mapped there since.
             (Err(MemoryFault::Fault), Some(owner)) => {
                 let look = self.look_of(owner, buf_type, served.importer);
-                Counters::add(&counters.resolves, 1);
+                counters.add(|counters| &counters.resolves, 1);
                 let way = Way::find(&look, delivery.claim, |_| {
                     Err("the frame has been captured already")
                 })?;
@@ -281,8 +294,9 @@ impl Session {
     /// The DQBUF that sleeps on the queue of `buf_type`, if the device has an answer: to be told without the lock.
     pub(super) fn answered(&self, state: &mut State, buf_type: u32) -> Option<Answered> {
         let queue = state.queues.of_mut(buf_type);
-        let dequeuer = queue.dequeuer.take()?;
+        let mut dequeuer = queue.dequeuer.take()?;
         queue.core.set_waiting(false);
+        dequeuer.since.is_ready();
         match self.try_dequeue(state, &dequeuer.asked) {
             Err(Errno::EAGAIN) => {
                 let queue = state.queues.of_mut(buf_type);

@@ -15,8 +15,10 @@ use vidcompat_proto::Errno;
 use vidcompat_proto::abi::v4l2::{V4l2RequestBuffers, memory};
 use vidcompat_proto::ioctl::Row;
 
+use super::counters::Counters;
 use crate::backend::v4l2::RealNode;
 use crate::memory::{Budget, Heap};
+use crate::observe::model;
 use crate::resolve::{Importer, OwnBuffers, Policy};
 
 /// What a device is served with.
@@ -60,6 +62,8 @@ pub struct Device {
     complained: Mutex<Option<Instant>>,
     /// Counts opens and closes of our node.
     generation: AtomicU64,
+    /// Of all its sessions: what was captured, and what was put out.
+    totals: [Arc<Counters>; 2],
 }
 
 /// Complaints about single calls of clients: one in this time, or a client could flood the log.
@@ -83,7 +87,21 @@ impl Device {
             refuses_heap: AtomicBool::new(false),
             complained: Mutex::default(),
             generation: AtomicU64::new(0),
+            totals: <[Arc<Counters>; 2]>::default(),
         }))
+    }
+
+    pub(super) fn totals(&self) -> &[Arc<Counters>; 2] {
+        &self.totals
+    }
+
+    /// What all its sessions have done, for status: what was captured, and what was put out.
+    pub fn told_totals(&self) -> model::Totals {
+        let [capture, output] = &self.totals;
+        model::Totals {
+            capture: capture.model(),
+            output: output.model(),
+        }
     }
 
     /// Where the real node is.

@@ -11,6 +11,7 @@ mod allocate;
 mod arrays;
 mod buffers;
 mod controls;
+mod counters;
 mod dequeue;
 mod device;
 mod events;
@@ -52,6 +53,7 @@ use queues::{QueueState, Queues};
 use read::FrameReader;
 use write::FrameWriter;
 
+pub(crate) use counters::now_us;
 pub use device::{Device, DeviceOptions};
 
 /// Somebody whose call may have to wait, for bytes or for a count of bytes.
@@ -140,7 +142,12 @@ impl Session {
             device: Arc::clone(device),
             node,
             clients: Mutex::default(),
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                queues: Queues::counted(device.totals()),
+                frames: FrameReader::counted(&device.totals()[0]),
+                writer: FrameWriter::counted(&device.totals()[1]),
+                ..State::default()
+            }),
             watch: Mutex::default(),
             looks: AtomicU64::new(0),
             flags: Mutex::default(),

@@ -13,6 +13,7 @@ use vidcompat_proto::ioctl::QueueOp;
 use vidcompat_proto::queue::Queue;
 
 use super::Session;
+use super::counters::Served;
 use crate::client::BlockedThread;
 
 /// No fd: the driver answers as for one that the client does not have.
@@ -100,6 +101,20 @@ impl Passed {
         } else {
             "DMABUF"
         }
+    }
+
+    /// How its frames are served.
+    pub(super) fn served(&self) -> Served {
+        if self.memory == memory::MMAP {
+            Served::Lent
+        } else {
+            Served::Dmabuf
+        }
+    }
+
+    /// The indices that a buffer may have.
+    pub(super) fn indices(&self) -> Range<u32> {
+        0..self.end
     }
 
     /// The indices that buffers of the device's own may have.

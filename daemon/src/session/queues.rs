@@ -8,10 +8,11 @@ use vidcompat_proto::abi::v4l2::{V4l2RemoveBuffers, buf_type};
 use vidcompat_proto::queue::{Backing, Queue};
 
 use super::adoption::Adoption;
+use super::counters::{Counters, Served};
 use super::dequeue::Dequeuer;
 use super::passed::Passed;
 use super::proof::Proven;
-use super::serve::{Counters, Way};
+use super::serve::Way;
 use crate::client::Client;
 use crate::memory::{BounceBuffer, Provider};
 use crate::resolve::{Access, Importer};
@@ -59,6 +60,8 @@ pub(super) struct QueueState {
     /// Exporters whose dma-bufs the device has refused although the policy allows them.
     pub(super) refused: Vec<String>,
     pub(super) counters: Arc<Counters>,
+    /// What the device counts, whatever becomes of this queue.
+    total: Option<Arc<Counters>>,
     /// What stands in clients' address spaces.
     pub(super) adoption: Adoption,
     /// The dma-bufs that frames were seen to arrive in, or not.
@@ -78,7 +81,7 @@ impl QueueState {
         self.provider = None;
         self.importer = None;
         self.refused.clear();
-        self.counters = Arc::default();
+        self.counters = Counters::under(self.total.as_ref());
         self.proven = Arc::default();
         self.recent.clear();
         self.adoption = Adoption::default();
@@ -99,9 +102,17 @@ impl QueueState {
     /// The device has given back a buffer that was served so.
     pub(super) fn count(&self, ways: &[Arc<Way>]) {
         let imported = ways.iter().filter(|way| way.backing().is_some()).count();
-        Counters::add(&self.counters.frames, 1);
-        Counters::add(&self.counters.imported, imported as u64);
-        Counters::add(&self.counters.copied, (ways.len() - imported) as u64);
+        let is_adopted = |way: &Arc<Way>| way.backing().is_some() && self.adoption.has(&way.claim);
+        self.counters.frame(if imported != ways.len() || ways.is_empty() {
+            Served::Copied
+        } else if ways.iter().all(is_adopted) {
+            Served::Adopted
+        } else {
+            Served::Imported
+        });
+        self.counters.add(|counters| &counters.imported, imported as u64);
+        self.counters
+            .add(|counters| &counters.copied, (ways.len() - imported) as u64);
     }
 
     /// The device has taken buffer `index` by copies, and not by import.
@@ -144,6 +155,19 @@ pub(super) struct Queues {
 }
 
 impl Queues {
+    /// Without buffers; what goes through is also counted for the device: what it captures, and what it puts out.
+    pub(super) fn counted(totals: &[Arc<Counters>; 2]) -> Self {
+        let queue = |total: &Arc<Counters>| QueueState {
+            counters: Counters::under(Some(total)),
+            total: Some(Arc::clone(total)),
+            ..QueueState::default()
+        };
+        Self {
+            capture: queue(&totals[0]),
+            output: queue(&totals[1]),
+        }
+    }
+
     /// The queue that buffers of `buf_type` belong to. For a type that the device has not, any will do: it has no
     /// buffers of that type.
     pub(super) fn of(&self, buf_type: u32) -> &QueueState {

@@ -12,6 +12,7 @@ use vidcompat_proto::Errno;
 use vidcompat_proto::abi::format::capture_types;
 use vidcompat_proto::abi::v4l2::buf_type;
 
+use super::counters::{Counters, Served};
 use super::{BoxedWaiter, Session, State};
 use crate::memory::Charge;
 
@@ -41,9 +42,23 @@ struct Sleeper {
 pub(super) struct FrameReader {
     frame: Option<Frame>,
     waiting: VecDeque<Sleeper>,
+    counters: Arc<Counters>,
 }
 
 impl FrameReader {
+    /// Nothing is read yet; what will be is also counted for the device.
+    pub(super) fn counted(total: &Arc<Counters>) -> Self {
+        Self {
+            counters: Counters::under(Some(total)),
+            ..Self::default()
+        }
+    }
+
+    /// What was read.
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -116,7 +131,10 @@ impl Session {
 
     fn try_read(&self, state: &mut State, offset: u64, size: usize, tid: u32) -> Result<Vec<u8>, Errno> {
         if !self.reads_frames() {
-            return self.read_stream(offset, size);
+            let bytes = self.read_stream(offset, size)?;
+            let counters = &state.frames.counters;
+            counters.add(|counters| &counters.copied_bytes, bytes.len() as u64);
+            return Ok(bytes);
         }
         if state.frames.rest().is_empty() {
             if offset > 0 {
@@ -177,6 +195,9 @@ impl Session {
         // On every error but this one nobody is reading, and the memory goes.
         if let Ok(filled) = got {
             frame.filled = filled;
+            let counters = &state.frames.counters;
+            counters.frame(Served::Read);
+            counters.add(|counters| &counters.copied_bytes, filled as u64);
         }
         if matches!(got, Ok(_) | Err(Errno::EAGAIN)) {
             state.frames.frame = Some(frame);

@@ -5,52 +5,16 @@
 //! objects. It knows nothing of the queue or of the device.
 
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vidcompat_proto::queue::{Backing, Claim};
 
+use super::counters::Counters;
 use super::proof::Proof;
 use crate::client::{BlockedThread, Client};
 use crate::memory::{self, BounceBuffer, CpuAccess};
-use crate::observe::model;
 use crate::resolve::{self, Access, Behind, CopyBy, Importable, Look, Segment};
 use crate::sys::{self, CpuUse, Mapping, MemoryFault};
-
-/// What a queue has done since its buffers were made; [`model::Counters`] says what is counted.
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    pub(super) frames: AtomicU64,
-    pub(super) imported: AtomicU64,
-    pub(super) copied: AtomicU64,
-    pub(super) copied_bytes: AtomicU64,
-    pub(super) through_memory: AtomicU64,
-    pub(super) through_object: AtomicU64,
-    pub(super) resolves: AtomicU64,
-    pub(super) remembered: AtomicU64,
-    pub(super) faults: AtomicU64,
-}
-
-impl Counters {
-    pub(super) fn add(counter: &AtomicU64, count: u64) {
-        counter.fetch_add(count, Ordering::Relaxed);
-    }
-
-    pub(super) fn model(&self) -> model::Counters {
-        let now = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        model::Counters {
-            frames: now(&self.frames),
-            imported: now(&self.imported),
-            copied: now(&self.copied),
-            copied_bytes: now(&self.copied_bytes),
-            through_memory: now(&self.through_memory),
-            through_object: now(&self.through_object),
-            resolves: now(&self.resolves),
-            remembered: now(&self.remembered),
-            faults: now(&self.faults),
-        }
-    }
-}
 
 /// The way of one plane.
 #[derive(Debug)]
@@ -257,7 +221,7 @@ impl Way {
         counters: &Counters,
     ) -> Result<(), MemoryFault> {
         let access = source.access();
-        Counters::add(&counters.copied_bytes, len as u64);
+        counters.add(|counters| &counters.copied_bytes, len as u64);
         let copied = self.each_piece(len, counters, |piece, at, len| match &piece.by {
             By::Memory => client.write(access.mapping(), at, len, piece.client_addr, caller),
             By::Object {
@@ -287,7 +251,7 @@ impl Way {
     ) -> Result<(), MemoryFault> {
         let access = target.access();
         let len = target.size().min(self.claim.length as usize);
-        Counters::add(&counters.copied_bytes, len as u64);
+        counters.add(|counters| &counters.copied_bytes, len as u64);
         self.each_piece(len, counters, |piece, at, len| match &piece.by {
             By::Memory => client.read(access.mapping(), at, len, piece.client_addr, caller),
             By::Object {
@@ -315,11 +279,13 @@ impl Way {
         for piece in pieces {
             let count = piece.len.min(len - at);
             if count > 0 {
-                let counter = match piece.by {
-                    By::Memory => &counters.through_memory,
-                    By::Object { .. } => &counters.through_object,
-                };
-                Counters::add(counter, 1);
+                counters.add(
+                    |counters| match piece.by {
+                        By::Memory => &counters.through_memory,
+                        By::Object { .. } => &counters.through_object,
+                    },
+                    1,
+                );
                 copy(piece, at, count)?;
             }
             at += count;

@@ -11,6 +11,7 @@ use vidcompat_proto::Errno;
 use vidcompat_proto::abi::format::output_types;
 use vidcompat_proto::abi::v4l2::buf_type;
 
+use super::counters::{Counters, Served};
 use super::read::errno;
 use super::{BoxedWaiter, Session, State};
 use crate::memory::Charge;
@@ -33,9 +34,23 @@ pub(super) struct FrameWriter {
     /// The last piece was the end of a frame.
     ended: bool,
     waiting: VecDeque<Sleeper>,
+    counters: Arc<Counters>,
 }
 
 impl FrameWriter {
+    /// Nothing is written yet; what will be is also counted for the device.
+    pub(super) fn counted(total: &Arc<Counters>) -> Self {
+        Self {
+            counters: Counters::under(Some(total)),
+            ..Self::default()
+        }
+    }
+
+    /// What was written.
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -47,8 +62,10 @@ impl FrameWriter {
     /// The driver has taken `count` of `size` bytes, and its frames have `frame`.
     fn advance(&mut self, count: u64, size: u64, frame: u64) {
         self.written += count;
+        self.counters.add(|counters| &counters.copied_bytes, count);
         self.ended = count < size || (frame > 0 && self.written >= frame);
         if self.ended {
+            self.counters.frame(Served::Written);
             self.written = 0;
         }
     }

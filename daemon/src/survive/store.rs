@@ -4,79 +4,201 @@
 //! A name is `KIND.NODE`, or with a file `KIND.NODE.FH`, or with a buffer `KIND.NODE.FH.ID`: `channel.video64`,
 //! `device.video64.7`, `buffer.video64.7.3`. Names are unique; NODE has no dot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sd_notify::NotifyState;
 
 use crate::sys;
 
+/// Files that a store holds where it does not say how many: `FileDescriptorStoreMax` of the unit.
+const MOST: usize = 4096;
+/// All names, each with a colon, are one string of the next daemon's environment, and exec(2) takes none that is longer
+/// (`MAX_ARG_STRLEN` in linux/binfmts.h): the next daemon would not start at all.
+const LONGEST_NAMES: usize = 131_072 - 64;
+
 /// Where files can be put so that they outlive us.
 #[derive(Debug)]
 pub struct Store {
     keeps: bool,
+    most: usize,
+    names: Mutex<Names>,
+    /// Whoever kept our files has ended.
+    is_lost: AtomicBool,
+    /// What is there stays there.
+    leaves: AtomicBool,
+}
+
+/// What is in the store, as far as we know.
+#[derive(Debug, Default)]
+struct Names {
+    /// With the turn in which each was put there last.
+    turns: HashMap<String, u64>,
+    turn: u64,
+    /// Bytes of all names, each with a colon.
+    bytes: usize,
+}
+
+impl Names {
+    /// `name` is there from now on.
+    fn note(&mut self, name: &str) -> u64 {
+        self.turn += 1;
+        if self.turns.insert(name.to_owned(), self.turn).is_none() {
+            self.bytes += name.len() + 1;
+        }
+        self.turn
+    }
+
+    /// `false`: something else has the name by now.
+    fn forget(&mut self, name: &str, turn: u64) -> bool {
+        let is_last = self.turns.get(name) == Some(&turn);
+        if is_last {
+            self.turns.remove(name);
+            self.bytes -= name.len() + 1;
+        }
+        is_last
+    }
 }
 
 impl Store {
+    fn new(keeps: bool, most: usize) -> Arc<Self> {
+        Arc::new(Self {
+            keeps,
+            most,
+            names: Mutex::default(),
+            is_lost: AtomicBool::new(false),
+            leaves: AtomicBool::new(false),
+        })
+    }
+
     /// Nobody keeps anything: what we open ends with us.
     #[must_use]
     pub fn none() -> Arc<Self> {
-        Arc::new(Self { keeps: false })
+        Self::new(false, 0)
     }
 
-    /// The store of whoever has started us, if it has one: systemd tells by `FDSTORE` (254 and later), which 252 of Debian
-    /// 12 does not, so the unit sets `VIDCOMPAT_FDSTORE=1`; so does the keeper.
+    /// The store of whoever has started us, if it has one: systemd tells by `FDSTORE` (254 and later) how many files it takes,
+    /// which 252 of Debian 12 does not, so the unit sets `VIDCOMPAT_FDSTORE`, to 1 or the number; so does the keeper.
     #[must_use]
     pub fn of_starter() -> Arc<Self> {
-        let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty() && value != "0");
-        Arc::new(Self {
-            keeps: is_set("NOTIFY_SOCKET") && (is_set("FDSTORE") || is_set("VIDCOMPAT_FDSTORE")),
-        })
+        let value = |name| {
+            std::env::var(name)
+                .ok()
+                .filter(|value| !value.is_empty() && value != "0")
+        };
+        let told = value("VIDCOMPAT_FDSTORE").or_else(|| value("FDSTORE"));
+        let most = told
+            .as_deref()
+            .and_then(|told| told.parse().ok())
+            .filter(|most| *most > 1);
+        Self::new(
+            value("NOTIFY_SOCKET").is_some() && told.is_some(),
+            most.unwrap_or(MOST),
+        )
     }
 
     /// Does anything that is put here outlive us?
     #[must_use]
     pub fn keeps(&self) -> bool {
-        self.keeps
+        self.keeps && !self.is_lost.load(Ordering::Relaxed)
     }
 
-    /// Puts another descriptor of `fd` there under `name`; it is taken out again when what is returned is dropped. When
-    /// this returns the file outlives us: the message is in the socket of whoever keeps it, which reads it before it looks
-    /// after our end.
+    /// From now on nothing is taken out: this process ends, and the next daemon is to find everything (a restart, an upgrade).
+    pub fn leave_everything(&self) {
+        self.leaves.store(true, Ordering::Relaxed);
+    }
+
+    fn names(&self) -> MutexGuard<'_, Names> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts another descriptor of `fd` there under `name`, in the place of what had this name; it is taken out again when what
+    /// is returned is dropped. When this returns the file outlives us: the message is in the socket of whoever keeps it, which
+    /// reads it before it looks after our end.
     ///
     /// # Errors
-    /// Nobody takes it. Without a store nothing is done, and that is no error.
+    /// `ENOSPC`: there are too many already. Else: it could not be sent. Without a store nothing is done, and that is no error;
+    /// nor is it one that whoever kept our files has ended: then nothing outlives us any more, and the log says so once.
     pub fn put(self: &Arc<Self>, name: &str, fd: impl AsFd) -> io::Result<Kept> {
-        if self.keeps {
-            // FDPOLL=0: systemd would drop a file that reports an error or a hang-up, as a device does that is gone.
-            sd_notify::notify_with_fds(
-                &[
-                    NotifyState::FdStore,
-                    NotifyState::FdName(name),
-                    NotifyState::Custom("FDPOLL=0"),
-                ],
-                &[fd.as_fd()],
-            )?;
+        if !self.keeps() {
+            return Ok(self.kept(name));
         }
-        Ok(self.kept(name))
+        // Held while it is sent: what is removed at the same time has another name, or was there before.
+        let mut names = self.names();
+        let was_there = names.turns.contains_key(name);
+        let is_full = names.turns.len() >= self.most || names.bytes + name.len() >= LONGEST_NAMES;
+        if is_full && !was_there {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        if was_there {
+            // systemd would keep both.
+            self.tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)])?;
+        }
+        // FDPOLL=0: systemd would drop a file that reports an error or a hang-up, as a device does that is gone.
+        let state = [
+            NotifyState::FdStore,
+            NotifyState::FdName(name),
+            NotifyState::Custom("FDPOLL=0"),
+        ];
+        let sent = sd_notify::notify_with_fds(&state, &[fd.as_fd()]);
+        self.unless_lost(sent)?;
+        let turn = names.note(name);
+        drop(names);
+        Ok(self.kept_since(name, turn))
     }
 
-    /// What was put there under `name` before, by us or by a daemon before us.
+    /// What was put there under `name` before, by a daemon before us.
     pub fn kept(self: &Arc<Self>, name: &str) -> Kept {
+        let turn = self.names().note(name);
+        self.kept_since(name, turn)
+    }
+
+    fn kept_since(self: &Arc<Self>, name: &str, turn: u64) -> Kept {
         Kept {
             store: Arc::clone(self),
             name: name.to_owned(),
+            turn,
         }
     }
 
-    fn remove(&self, name: &str) {
-        if !self.keeps {
+    fn remove(&self, name: &str, turn: u64) {
+        let mut names = self.names();
+        if !names.forget(name, turn) || !self.keeps() || self.leaves.load(Ordering::Relaxed) {
             return;
         }
-        if let Err(error) = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]) {
+        let told = self.tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+        drop(names);
+        if let Err(error) = told {
             tracing::warn!(name, %error, "a file stays in the fd store although nobody needs it");
+        }
+    }
+
+    fn tell(&self, state: &[NotifyState<'_>]) -> io::Result<()> {
+        self.unless_lost(sd_notify::notify(state))
+    }
+
+    /// Nobody listens any more: the keeper was killed (systemd never is).
+    fn unless_lost(&self, sent: io::Result<()>) -> io::Result<()> {
+        match sent {
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ECONNREFUSED | libc::ENOENT | libc::ENOTCONN | libc::ECONNRESET)
+                ) =>
+            {
+                if !self.is_lost.swap(true, Ordering::Relaxed) {
+                    tracing::error!(
+                        %error,
+                        "the keeper has ended: clients go on, but when this daemon is killed nothing of theirs survives; \
+                         start `vidcompatd --keep` again when they can be interrupted"
+                    );
+                }
+                Ok(())
+            }
+            sent => sent,
         }
     }
 }
@@ -87,6 +209,7 @@ impl Store {
 pub struct Kept {
     store: Arc<Store>,
     name: String,
+    turn: u64,
 }
 
 impl Kept {
@@ -104,7 +227,7 @@ impl Kept {
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        self.store.remove(&self.name);
+        self.store.remove(&self.name, self.turn);
     }
 }
 
@@ -159,5 +282,43 @@ impl Inheritance {
 impl FromIterator<(String, OwnedFd)> for Inheritance {
     fn from_iter<I: IntoIterator<Item = (String, OwnedFd)>>(files: I) -> Self {
         Self(files.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LONGEST_NAMES, Names, Store};
+    use std::fs::File;
+
+    #[test]
+    fn a_name_that_was_taken_again_is_not_forgotten_with_what_had_it_before() {
+        let mut names = Names::default();
+        let first = names.note("record.video64.7");
+        let second = names.note("record.video64.7");
+        assert!(!names.forget("record.video64.7", first));
+        assert_eq!((names.turns.len(), names.bytes), (1, 17));
+        assert!(names.forget("record.video64.7", second));
+        assert!(!names.forget("record.video64.7", second));
+        assert_eq!((names.turns.len(), names.bytes), (0, 0));
+    }
+
+    #[test]
+    fn more_than_the_next_daemon_can_be_handed_is_refused() {
+        // Nobody listens, as this test has no NOTIFY_SOCKET: what is sent goes nowhere, and is no error.
+        let null = File::open("/dev/null").expect("a null device");
+        let store = Store::new(true, 2);
+        let mut kept: Vec<_> = ["a", "b"].iter().map(|name| store.put(name, &null)).collect();
+        let full = store.put("c", &null).expect_err("full");
+        assert_eq!(full.raw_os_error(), Some(libc::ENOSPC));
+        assert!(store.put("b", &null).is_ok(), "in the place of the first");
+        drop(kept.remove(0));
+        assert!(store.put("c", &null).is_ok());
+
+        let store = Store::new(true, usize::MAX);
+        let long = |number: u32| format!("{number:0>255}");
+        let kept: Vec<_> = (0..)
+            .map_while(|number| store.put(&long(number), &null).ok())
+            .collect();
+        assert_eq!(kept.len(), LONGEST_NAMES / 256);
     }
 }

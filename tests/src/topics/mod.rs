@@ -7,6 +7,7 @@ mod capture;
 mod cases;
 mod cheats;
 mod compliance;
+mod confine;
 mod controls;
 #[cfg(target_arch = "x86_64")]
 mod conversion;
@@ -77,6 +78,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             readiness::TESTS,
             kill_loop::TESTS,
             lifecycle::TESTS,
+            confine::TESTS,
             observe::TESTS,
             shim_attacks::TESTS,
             kernel_log::TESTS,

@@ -1,0 +1,82 @@
+//! How often a daemon that dies is started again, and when.
+
+use std::time::Duration;
+
+/// Deaths in a row before it was ready.
+const STILLBORN: u32 = 5;
+/// Deaths in a row right after it was ready: whatever kills it comes again with each resent request.
+const SHORT: u32 = 20;
+/// How soon that is.
+const RIGHT_AFTER: Duration = Duration::from_millis(50);
+/// Before the second start in a row; twice as long each time. Clients wait meanwhile.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What to do after a death.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Start it again after this.
+    Again(Duration),
+    /// It has died so often in a row.
+    GiveUp(u32),
+}
+
+/// The deaths so far.
+#[derive(Debug, Default)]
+pub(super) struct Lives {
+    stillborn: u32,
+    short: u32,
+}
+
+impl Lives {
+    /// It has died, this long after it was ready, if it ever was.
+    pub(super) fn died(&mut self, after_ready: Option<Duration>) -> Verdict {
+        match after_ready {
+            None => self.stillborn += 1,
+            Some(lived) => {
+                self.stillborn = 0;
+                self.short = if lived < RIGHT_AFTER { self.short + 1 } else { 0 };
+            }
+        }
+        if self.stillborn >= STILLBORN || self.short >= SHORT {
+            return Verdict::GiveUp(self.stillborn.max(self.short));
+        }
+        // Once may be chance: at once.
+        let pause = match self.stillborn {
+            0 | 1 => Duration::ZERO,
+            more => PAUSE * 2_u32.pow(more - 2),
+        };
+        Verdict::Again(pause)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Lives, Verdict};
+    use std::time::Duration;
+
+    #[test]
+    fn one_that_never_gets_ready_is_given_up_after_pauses_that_grow() {
+        let mut lives = Lives::default();
+        let pauses = [0, 100, 200, 400].map(|pause| Verdict::Again(Duration::from_millis(pause)));
+        assert_eq!([(); 4].map(|()| lives.died(None)), pauses);
+        assert_eq!(lives.died(None), Verdict::GiveUp(5));
+    }
+
+    #[test]
+    fn one_that_gets_ready_is_started_again_at_once_for_ever() {
+        let mut lives = Lives::default();
+        for _ in 0..1000 {
+            assert_eq!(lives.died(None), Verdict::Again(Duration::ZERO));
+            let lived = Some(Duration::from_millis(60));
+            assert_eq!(lives.died(lived), Verdict::Again(Duration::ZERO));
+        }
+    }
+
+    #[test]
+    fn one_that_dies_of_being_ready_is_given_up() {
+        let mut lives = Lives::default();
+        let soon = Some(Duration::from_millis(3));
+        let again = (0..).take_while(|_| lives.died(soon) == Verdict::Again(Duration::ZERO));
+        assert_eq!(again.count(), 19);
+    }
+}
