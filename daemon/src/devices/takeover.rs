@@ -14,6 +14,7 @@
 //! - A device that goes takes its node along; where the kernel could not make the node of one that comes, because the name was
 //!   ours, it is made here. (That one the kernel does not remove when the device goes again: we do, as long as we run.)
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -190,7 +191,10 @@ impl Takeover {
             return;
         }
         match undo(&self.folder, &self.name) {
-            Ok(_) => tracing::info!(node = %place(&self.name).display(), "the real node has its name again"),
+            Ok(Undone::Back) => {
+                tracing::info!(node = %place(&self.name).display(), "the real node has its name again");
+            }
+            Ok(Undone::Gone | Undone::Nothing) => {}
             Err(error) => tracing::error!("{error}"),
         }
     }
@@ -216,12 +220,12 @@ impl Drop for Takeover {
 pub fn give_back_all(except: &[String], alive_stays: bool) -> Result<Vec<String>, TakeoverError> {
     let (mut given, mut last) = (Vec::new(), Ok(()));
     let folder = Path::new(FOLDER);
-    let left: Vec<String> = [folder, Path::new(ASIDE)]
+    let left: BTreeSet<String> = [folder, Path::new(ASIDE)]
         .into_iter()
         .flat_map(names_in)
         .collect();
     for name in left {
-        if except.contains(&name) || given.contains(&name) || (alive_stays && is_alive(&name)) {
+        if except.contains(&name) || (alive_stays && is_alive(&name)) {
             continue;
         }
         let outcome = Folder::open(folder)
@@ -231,15 +235,15 @@ pub fn give_back_all(except: &[String], alive_stays: bool) -> Result<Vec<String>
                 undo(&folder, &name)
             });
         match outcome {
-            Ok(true) => {
+            Ok(Undone::Back) => {
                 tracing::warn!(
                     node = %place(&name).display(),
                     "a vidcompatd that is no more had taken this name; the real node has it again"
                 );
                 given.push(name);
             }
-            Ok(false) => {}
-            Err(error @ TakeoverError::Taken { .. }) => tracing::info!("{error}"),
+            Ok(Undone::Gone | Undone::Nothing) => {}
+            Err(error @ TakeoverError::Taken { .. }) => tracing::debug!("{error}"),
             Err(error) => {
                 tracing::error!("{error}");
                 last = Err(error);
@@ -304,9 +308,20 @@ fn make(path: &Path, (major, minor): (u32, u32)) -> io::Result<()> {
     )?)
 }
 
-/// Whatever was done or half done for `name`: the real node is at its place afterwards, if there is a device. `true`: it was not
-/// before. To be called with the lock.
-fn undo(folder: &Folder, name: &str) -> Result<bool, TakeoverError> {
+/// What undoing has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Undone {
+    /// The real node was at its place, or what is there is nobody's business.
+    Nothing,
+    /// It is there again.
+    Back,
+    /// There is no device any more.
+    Gone,
+}
+
+/// Whatever was done or half done for `name`: the real node is at its place afterwards, if there is a device. To be called with
+/// the lock.
+fn undo(folder: &Folder, name: &str) -> Result<Undone, TakeoverError> {
     let (place, aside) = (place(name), aside(name));
     let ours = our_number(&place);
     let journal: Option<Journal> = folder
@@ -318,7 +333,7 @@ fn undo(folder: &Folder, name: &str) -> Result<bool, TakeoverError> {
     // A link, a file: nobody of ours has made it.
     let is_strange = fs::symlink_metadata(&place).is_ok()
         && (at_place.is_none() || (at_place != ours && at_place != real));
-    let mut changed = false;
+    let mut undone = Undone::Nothing;
     if is_real(&place) {
         // Never moved, given back, or made by the kernel for a device that came when the name was free.
         remove(&aside)?;
@@ -343,19 +358,20 @@ fn undo(folder: &Folder, name: &str) -> Result<bool, TakeoverError> {
                 carry(&place, &aside).map_err(failed("setting the rights of", &aside))?;
             }
             fs::rename(&aside, &place).map_err(failed("moving", &aside))?;
+            undone = Undone::Back;
         } else {
             // No device, no node: of neither.
             remove(&aside)?;
             if at_place == ours && !is_alive(name) {
                 remove(&place)?;
             }
+            undone = Undone::Gone;
         }
-        changed = true;
     }
     folder
         .remove(name)
         .map_err(failed("removing the journal of", &place))?;
-    Ok(changed)
+    Ok(undone)
 }
 
 fn remove(path: &Path) -> Result<(), TakeoverError> {

@@ -45,6 +45,8 @@ pub(super) struct Nodes {
     ends: HashMap<String, Vec<Instant>>,
     /// What the operator has been told of a device that is not served: once.
     told: HashMap<String, String>,
+    /// Devices that did not answer when they were looked at last.
+    silent: HashMap<String, String>,
     /// There is something to look after soon.
     restless: bool,
     shown: Arc<Observed>,
@@ -59,6 +61,7 @@ impl Nodes {
             departed: Vec::new(),
             ends: HashMap::new(),
             told: HashMap::new(),
+            silent: HashMap::new(),
             restless: false,
             shown,
         }
@@ -73,8 +76,9 @@ impl Nodes {
         let wanted = wanted(config, &look.present);
         let difference = difference(&wanted, &self.have());
         let mut troubles = HashMap::new();
+        let mut silent = HashMap::new();
         for (found, why) in look.silent {
-            troubles.insert(found.path.display().to_string(), why);
+            silent.insert(found.path.display().to_string(), why);
         }
         self.take_out(&difference.hide, &difference.replace);
         let mut first = Ok(());
@@ -97,7 +101,12 @@ impl Nodes {
                 }
             }
         }
-        self.restless = look.unsettled > 0 || !difference.wait.is_empty();
+        // One that comes or goes in this very moment is silent too: it is told of when it still is at the next look.
+        let new = silent.keys().any(|name| !self.silent.contains_key(name));
+        let seen = silent.iter().filter(|(name, _)| self.silent.contains_key(*name));
+        troubles.extend(seen.map(|(name, why)| (name.clone(), why.clone())));
+        self.silent = silent;
+        self.restless = new || look.unsettled > 0 || !difference.wait.is_empty();
         self.tell(troubles);
         self.carry_access();
         self.shown.show(self.entries.iter().map(|entry| &entry.served));

@@ -21,6 +21,7 @@ mod fb_ioctls;
 mod fb_programs;
 mod fb_scene;
 mod fb_screen;
+mod hotplug;
 mod imports;
 mod injected;
 pub mod kernel_log;
@@ -50,6 +51,7 @@ mod shim_mmap;
 mod shim_programs;
 mod shim_versions;
 mod signals;
+mod takeover;
 mod verdicts;
 mod write;
 
@@ -136,6 +138,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             fb_attacks::TESTS,
             kernel_log::TESTS,
         ],
+        Set::Service => &[hotplug::TESTS, takeover::TESTS, kernel_log::TESTS],
         Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],
     };
     let mut tests = topics.concat();
