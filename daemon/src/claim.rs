@@ -3,6 +3,9 @@
 //! Several daemons run side by side, each for devices of its own, and the first has the path. What a dead one has left
 //! there is replaced, and nothing else: not a living daemon's socket, not a file of another kind. Who looks and then
 //! acts does so under a lock on the folder, so that two daemons that begin at once do not remove each other's.
+//!
+//! A socket that somebody keeps for us goes on listening while there is no daemon: who connects meanwhile waits for the next
+//! one, which takes it over ([`Claim::again`]).
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -15,7 +18,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr, getsockopt, sockopt::PeerCredentials,
+    self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr, getsockname, getsockopt,
+    sockopt::{self, PeerCredentials},
 };
 use rustix::fs::{FlockOperation, Mode};
 
@@ -29,12 +33,14 @@ pub enum Kind {
     Control,
     /// Messages, for everybody: what is asked there is proved by a token.
     Shim,
+    /// A stream, for our own user and a group.
+    Metrics,
 }
 
 impl Kind {
     const fn socket(self) -> SockType {
         match self {
-            Self::Control => SockType::Stream,
+            Self::Control | Self::Metrics => SockType::Stream,
             Self::Shim => SockType::SeqPacket,
         }
     }
@@ -42,6 +48,7 @@ impl Kind {
     const fn mode(self) -> u32 {
         match self {
             Self::Control => 0o600,
+            Self::Metrics => 0o660,
             Self::Shim => 0o666,
         }
     }
@@ -49,7 +56,7 @@ impl Kind {
     /// Connections that wait to be accepted: beyond, `connect` waits. Few, because the next one waits for all of them.
     const fn backlog(self) -> i32 {
         match self {
-            Self::Control => 16,
+            Self::Control | Self::Metrics => 16,
             Self::Shim => 128,
         }
     }
@@ -85,13 +92,15 @@ pub enum ClaimError {
     },
 }
 
-/// The path, and the socket that listens there. Dropped: the path is free.
+/// The path, and the socket that listens there. Dropped: the path is free, unless somebody keeps the socket.
 #[derive(Debug)]
 pub struct Claim {
     path: PathBuf,
     listener: OwnedFd,
     /// `st_dev` and `st_ino` of what we have made.
     identity: (u64, u64),
+    /// Somebody keeps the socket when we end.
+    stays: bool,
 }
 
 impl Claim {
@@ -118,7 +127,49 @@ impl Claim {
             path: path.to_owned(),
             listener,
             identity: (made.dev(), made.ino()),
+            stays: false,
         })
+    }
+
+    /// The socket that a daemon before us has made at `path`, and that has listened since. `None`: it is of another path or
+    /// kind, or another one stands there by now; then it serves nobody.
+    #[must_use]
+    pub fn again(path: &Path, kind: Kind, listener: OwnedFd) -> Option<Self> {
+        let _lock = lock(folder_of(path)).ok()?;
+        let is_same_path =
+            getsockname::<UnixAddr>(listener.as_raw_fd()).is_ok_and(|address| address.path() == Some(path));
+        let is_same_kind = getsockopt(&listener, sockopt::SockType) == Ok(kind.socket());
+        let is_listening = getsockopt(&listener, sockopt::AcceptConn) == Ok(true);
+        if !(is_same_path && is_same_kind && is_listening) {
+            return None;
+        }
+        // Both ways lead to who called listen(2). Who queues there already is before us, and may fill the queue.
+        let who = getsockopt(&listener, PeerCredentials).ok()?.pid();
+        match listening(path, kind) {
+            Ok(pid) if pid == who => {}
+            Err(Errno::EAGAIN) => {}
+            _ => return None,
+        }
+        // Once more: from now on it is we who are found to listen there.
+        socket::listen(&listener, Backlog::new(kind.backlog()).ok()?).ok()?;
+        let found = fs::symlink_metadata(path).ok()?;
+        Some(Self {
+            path: path.to_owned(),
+            listener,
+            identity: (found.dev(), found.ino()),
+            stays: true,
+        })
+    }
+
+    /// Does somebody keep the socket?
+    #[must_use]
+    pub fn stays(&self) -> bool {
+        self.stays
+    }
+
+    /// Somebody keeps the socket: it goes on when this is dropped, and so the path stays.
+    pub fn stay(&mut self) {
+        self.stays = true;
     }
 
     /// Where it listens.
@@ -137,6 +188,9 @@ impl AsFd for Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
+        if self.stays {
+            return;
+        }
         // Whatever goes wrong: a socket that nobody listens at is replaced by the next daemon.
         let _lock = lock(folder_of(&self.path));
         let ours =
@@ -241,7 +295,9 @@ fn without_umask<T>(act: impl FnOnce() -> T) -> T {
 #[cfg(test)]
 mod tests {
     use super::{Claim, ClaimError, Kind};
+    use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
     use std::fs;
+    use std::os::fd::{AsFd, AsRawFd};
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixListener;
     use std::path::PathBuf;
@@ -310,6 +366,56 @@ mod tests {
             Err(ClaimError::NotSocket(_))
         ));
         assert_eq!(fs::read_to_string(&path).expect("still there"), "precious");
+        fs::remove_dir_all(&folder).expect("ours");
+    }
+
+    #[test]
+    fn a_socket_that_somebody_keeps_is_taken_over_with_those_who_wait_there() {
+        let folder = folder("again");
+        let path = folder.join("shim.sock");
+        let connect = || {
+            let socket = socket::socket(
+                AddressFamily::Unix,
+                SockType::SeqPacket,
+                SockFlag::SOCK_NONBLOCK,
+                None,
+            )
+            .expect("a socket");
+            let address = UnixAddr::new(&path).expect("a path");
+            socket::connect(socket.as_raw_fd(), &address).map(|()| socket)
+        };
+        let mut claim = Claim::new(&path, Kind::Shim).expect("a new folder");
+        let kept = claim.as_fd().try_clone_to_owned().expect("a descriptor");
+        claim.stay();
+        let before = connect().expect("it listens");
+        drop(claim);
+        let between = connect().expect("it still listens");
+        for _ in 0..3 {
+            let kept = kept.try_clone().expect("a descriptor");
+            let again = Claim::again(&path, Kind::Shim, kept).expect("the same socket");
+            assert_eq!(again.path(), path);
+            drop(again);
+        }
+        let again =
+            Claim::again(&path, Kind::Shim, kept.try_clone().expect("a descriptor")).expect("the same");
+        // The first two are clients, and the next ones ours.
+        for client in [&before, &between] {
+            let accepted = socket::accept(again.as_fd().as_raw_fd()).expect("it waits");
+            socket::send(client.as_raw_fd(), b"x", socket::MsgFlags::empty()).expect("connected");
+            let mut byte = [0];
+            let got = socket::recv(accepted, &mut byte, socket::MsgFlags::empty());
+            assert_eq!((got, byte), (Ok(1), *b"x"));
+        }
+
+        // Another path, another kind, and another socket at the path.
+        let of = |path: &std::path::Path, kind| {
+            Claim::again(path, kind, kept.try_clone().expect("a descriptor")).is_some()
+        };
+        assert!(!of(&folder.join("other.sock"), Kind::Shim));
+        assert!(!of(&path, Kind::Control));
+        assert!(of(&path, Kind::Shim));
+        fs::remove_file(&path).expect("ours");
+        assert!(!of(&path, Kind::Shim), "nobody could find it");
         fs::remove_dir_all(&folder).expect("ours");
     }
 

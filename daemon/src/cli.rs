@@ -1,10 +1,12 @@
 //! The command line of vidcompatd, and the log that it asks for.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::devices::FbSource;
 use crate::frontend::shim::LONGEST_PATH;
@@ -67,6 +69,11 @@ pub struct Options {
     /// another vidcompatd has it already, this one goes on without.
     #[arg(long, value_name = "PATH", value_parser = parse_socket)]
     pub control: Option<PathBuf>,
+
+    /// Where metrics can be read: a unix socket for root and the group video that answers HTTP, or `none`. `vidcompat
+    /// metrics` and `curl --unix-socket` read it. Where another vidcompatd has it already, this one goes on without.
+    #[arg(long, value_name = "PATH", default_value = crate::observe::scrape::METRICS)]
+    pub metrics: PathBuf,
 
     /// Where the client shim asks for what CUSE cannot carry: a unix socket for everybody who can open one of our nodes,
     /// or `none`; /run/vidcompat/shim.sock unless given. Where another vidcompatd has it already, this one goes on without,
@@ -150,10 +157,28 @@ pub(crate) fn parse_socket(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// Sends the log to stderr.
+impl Options {
+    /// Where the metrics socket is to be, if there is to be one.
+    #[must_use]
+    pub fn metrics(&self) -> Option<&Path> {
+        Some(&*self.metrics).filter(|path| *path != Path::new("none"))
+    }
+}
+
+/// Sends the log to the journal where stderr is the journal (systemd says so by JOURNAL_STREAM), each field of ours as a
+/// field of its own: `VIDCOMPAT_DEVICE`, `VIDCOMPAT_CLIENT_PID` and so on. Else to stderr, as `format` says.
 pub fn init_log(format: LogFormat) {
     let filter =
         EnvFilter::try_from_env("VIDCOMPAT_LOG").unwrap_or_else(|_| EnvFilter::new("info,dma_heap=warn"));
+    if format == LogFormat::Text
+        && is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref())
+        && let Ok(journal) = tracing_journald::layer()
+    {
+        let journal = journal
+            .with_field_prefix(Some("VIDCOMPAT".to_owned()))
+            .with_syslog_identifier("vidcompatd".to_owned());
+        return tracing_subscriber::registry().with(filter).with(journal).init();
+    }
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -165,9 +190,18 @@ pub fn init_log(format: LogFormat) {
     }
 }
 
+/// Is stderr what systemd has connected to the journal? It may have been turned elsewhere since (systemd.exec(5)).
+fn is_journal(stream: Option<&str>) -> bool {
+    let Some((device, inode)) = stream.and_then(|stream| stream.split_once(':')) else {
+        return false;
+    };
+    rustix::fs::fstat(std::io::stderr())
+        .is_ok_and(|stderr| device.parse() == Ok(stderr.st_dev) && inode.parse() == Ok(stderr.st_ino))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Options, parse_size};
+    use super::{Options, is_journal, parse_size};
     use crate::confine::Mode;
     use clap::{CommandFactory, Parser};
 
@@ -184,6 +218,19 @@ mod tests {
         for nonsense in ["", "M", "-1", "1.5G", "99999999999G"] {
             assert!(parse_size(nonsense).is_err(), "{nonsense}");
         }
+    }
+
+    #[test]
+    fn only_stderr_itself_is_the_journal() {
+        use std::os::unix::fs::MetadataExt;
+        let stderr = std::fs::metadata("/proc/self/fd/2").expect("a stderr");
+        assert!(is_journal(Some(&format!("{}:{}", stderr.dev(), stderr.ino()))));
+        assert!(!is_journal(Some(&format!(
+            "{}:{}",
+            stderr.dev(),
+            stderr.ino() + 1
+        ))));
+        assert!(!is_journal(None) && !is_journal(Some("x")) && !is_journal(Some("1:")));
     }
 
     #[test]

@@ -18,6 +18,15 @@ struct State {
 }
 
 impl Tickets {
+    /// The next number is behind `last`.
+    #[must_use]
+    pub fn after(last: u32) -> Self {
+        Self(Mutex::new(State {
+            last,
+            waiting: VecDeque::new(),
+        }))
+    }
+
     /// Keeps `fd`, and whether it is to be close-on-exec; the oldest goes where too many have not been fetched. The number is
     /// one that an fd could have.
     pub fn keep(&self, fd: OwnedFd, close_on_exec: bool) -> i32 {

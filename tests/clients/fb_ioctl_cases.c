@@ -177,13 +177,16 @@ static struct fb_cmap cmap(uint32_t start, uint32_t length, int has_transp)
 	return cmap;
 }
 
-/* So many entries of an array are not the canary. */
-static size_t filled(const uint16_t *array)
+/*
+ * So many entries of an array are not the canary, of which so many are looked
+ * at: the emulator is slow, and what is written behind them stays there until
+ * somebody looks at all.
+ */
+static size_t filled(const uint16_t *array, size_t count)
 {
 	static const uint16_t canaries[2048] = {[0 ... 2047] = CANARY * 0x101};
-	size_t count = ENTRIES;
 
-	/* In large steps first: the emulator is slow. */
+	/* In large steps first. */
 	while (count >= 2048 && !memcmp(array + count - 2048, canaries, sizeof(canaries)))
 		count -= 2048;
 	while (count > 0 && array[count - 1] == CANARY * 0x101)
@@ -201,7 +204,7 @@ static void say_map(const char *name, uint32_t start, uint32_t length, int resul
 	for (which = 0; which < 4; which++) {
 		size_t at;
 
-		count[which] = filled(arrays[which]);
+		count[which] = filled(arrays[which], length < ENTRIES ? 1U << 15 : ENTRIES);
 		for (at = 0; at < count[which]; at++)
 			hash = (hash ^ arrays[which][at]) * 16777619;
 	}

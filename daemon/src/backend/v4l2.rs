@@ -51,6 +51,17 @@ impl RealNode {
         Ok(Self { file: Arc::new(file) })
     }
 
+    /// A node that a daemon before us has opened.
+    ///
+    /// # Errors
+    /// What fcntl says.
+    pub fn again(fd: OwnedFd) -> io::Result<Self> {
+        let file = File::from(fd);
+        // It may have been killed while the file was blocking ([`WhileBlocking`]).
+        fcntl(&file, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        Ok(Self { file: Arc::new(file) })
+    }
+
     /// The file's metadata.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 //! to a mere process id: behind one there may be another program by then, even a privileged one.
 
 mod blocking;
+mod identity;
 mod maps;
 mod objects;
 mod offset;
@@ -24,15 +25,20 @@ use vidcompat_proto::queue::ClientKey;
 use crate::sys::{self, Mapping, MemoryFault, RemoteMemory, Vma};
 
 pub use blocking::{CallShape, FileFlags};
+pub use identity::Identity;
 pub use objects::{OpenFile, offset_of_start};
 pub use offset::given_offset;
 pub use privilege::is_admin;
+
+/// The next process's key.
+static NEXT_KEY: AtomicU64 = AtomicU64::new(1);
 
 /// One process with one address space.
 #[derive(Debug)]
 pub struct Client {
     key: ClientKey,
     process: Pid,
+    identity: Identity,
     pidfd: OwnedFd,
     memory: RemoteMemory,
     /// `/proc/PID/maps`, of the same address space.
@@ -183,14 +189,32 @@ impl BlockedThread {
 impl Client {
     /// `tid` is a thread of `process` that is blocked in a request of ours; the first thread may have ended.
     fn of_process(process: Pid, tid: Pid) -> io::Result<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self::called(ClientKey(NEXT_KEY.fetch_add(1, Ordering::Relaxed)), process, tid)
+    }
+
+    /// The process that a daemon before us knew by this key, if it is still the same with the same address space.
+    ///
+    /// # Errors
+    /// `ESRCH` where it has ended, or another program has taken its place; what /proc says.
+    pub fn again(key: ClientKey, process: Pid, identity: Identity) -> io::Result<Self> {
+        NEXT_KEY.fetch_max(key.0.saturating_add(1), Ordering::Relaxed);
+        let client = Self::called(key, process, process)?;
+        if client.identity != identity {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        Ok(client)
+    }
+
+    fn called(key: ClientKey, process: Pid, tid: Pid) -> io::Result<Self> {
         let pidfd = rustix::process::pidfd_open(
             rustix::process::Pid::from_raw(process.as_raw()).ok_or(io::ErrorKind::InvalidInput)?,
             rustix::process::PidfdFlags::empty(),
         )?;
         Ok(Self {
-            key: ClientKey(NEXT.fetch_add(1, Ordering::Relaxed)),
+            key,
             process,
+            // Behind the pidfd, which says whether it was the same process all the time.
+            identity: Identity::of(process)?,
             pidfd,
             memory: RemoteMemory::open(tid)?,
             maps: File::open(format!("/proc/{tid}/maps"))?,
@@ -201,6 +225,11 @@ impl Client {
     /// Names this process; never used twice.
     pub fn key(&self) -> ClientKey {
         self.key
+    }
+
+    /// What a daemon after us knows it by, with its process id.
+    pub fn identity(&self) -> Identity {
+        self.identity
     }
 
     /// The process id, as long as the process lives.
@@ -321,6 +350,26 @@ impl Clients {
             });
         }
         Ok(BlockedThread { client, tid })
+    }
+
+    /// Those that are remembered, for a daemon after us.
+    pub fn processes(&self) -> impl ExactSizeIterator<Item = &Arc<Client>> + Clone {
+        self.processes.iter()
+    }
+
+    /// Clients of a session that a daemon before us has had.
+    #[must_use]
+    pub fn again(processes: Vec<Arc<Client>>) -> Self {
+        Self {
+            processes,
+            threads: Vec::new(),
+        }
+    }
+
+    /// The client with this key, if it is remembered.
+    #[must_use]
+    pub fn with_key(&self, key: ClientKey) -> Option<&Arc<Client>> {
+        self.processes.iter().find(|client| client.key == key)
     }
 
     fn remembered(&self, tid: Pid) -> Option<Arc<Client>> {

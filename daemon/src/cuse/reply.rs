@@ -79,6 +79,13 @@ impl<K> Reply<K> {
         self.unique
     }
 
+    /// The number that the request had when the kernel sent it first: of a request that is sent again, what the daemon
+    /// before us knew it by.
+    #[must_use]
+    pub fn first_unique(&self) -> u64 {
+        self.unique & !RESENT
+    }
+
     /// Was the request handed to a daemon before us already, which did not answer it? It may have executed it.
     #[must_use]
     pub fn is_resent(&self) -> bool {

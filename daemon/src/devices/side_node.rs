@@ -111,11 +111,12 @@ pub struct SideNode {
 }
 
 impl SideNode {
-    /// The side node for `path`, which may be a link such as `/dev/v4l/by-id/...`. Changes nothing.
+    /// The side node for `path`, which may be a link such as `/dev/v4l/by-id/...`. Changes nothing. Its name is free, or it
+    /// `is_ours` already.
     ///
     /// # Errors
     /// See [`SideNodeError`].
-    pub fn of(path: &Path) -> Result<Self, SideNodeError> {
+    pub fn of(path: &Path, is_ours: &dyn Fn(&str) -> bool) -> Result<Self, SideNodeError> {
         let missing = |source| SideNodeError::Missing {
             path: path.to_owned(),
             source,
@@ -132,7 +133,9 @@ impl SideNode {
         }
         let names = check_device(&real)?;
         let node = node_of(&real, kind, number);
-        node.check_free(&real)?;
+        if !is_ours(&node.spec().name) {
+            node.check_free(&real)?;
+        }
         Ok(Self { real, node, names })
     }
 
@@ -140,10 +143,10 @@ impl SideNode {
     ///
     /// # Errors
     /// See [`SideNodeError`].
-    pub fn of_all(paths: &[PathBuf]) -> Result<Vec<Self>, SideNodeError> {
+    pub fn of_all(paths: &[PathBuf], is_ours: &dyn Fn(&str) -> bool) -> Result<Vec<Self>, SideNodeError> {
         let mut nodes: Vec<Self> = Vec::new();
         for path in paths {
-            let node = Self::of(path)?;
+            let node = Self::of(path, is_ours)?;
             if nodes.contains(&node) {
                 return Err(SideNodeError::Twice(path.clone()));
             }
@@ -152,14 +155,15 @@ impl SideNode {
         Ok(nodes)
     }
 
-    /// The side node of a device of this machine, whose driver and card are `names`. `clear` is to make room for it.
+    /// The side node of a device of this machine, whose driver and card are `names`. `is_ours` is to make room for it, unless
+    /// it is there and ours already.
     ///
     /// # Errors
     /// See [`SideNodeError`].
     pub fn beside(
         found: &Found,
         names: (String, String),
-        clear: impl FnOnce(&Node),
+        is_ours: impl FnOnce(&Node) -> bool,
     ) -> Result<Self, SideNodeError> {
         let real = found.path.clone();
         let (kind, number) =
@@ -171,19 +175,21 @@ impl SideNode {
             return Err(SideNodeError::Ours(real));
         }
         let node = node_of(&real, kind, number);
-        clear(&node);
-        node.check_free(&real)?;
+        if !is_ours(&node) {
+            node.check_free(&real)?;
+        }
         Ok(Self { real, node, names })
     }
 
-    /// Ours in the place of a device of this machine, which is moved aside when ours is made. `clear` is to make room for it.
+    /// Ours in the place of a device of this machine, which is moved aside when ours is made. `is_ours` is to make room for it,
+    /// unless it is there and ours already.
     ///
     /// # Errors
     /// See [`SideNodeError`].
     pub fn in_place(
         found: &Found,
         names: (String, String),
-        clear: impl FnOnce(&Node),
+        is_ours: impl FnOnce(&Node) -> bool,
     ) -> Result<Self, SideNodeError> {
         let (kind, number) =
             kind_and_number(&found.path).ok_or_else(|| SideNodeError::NotV4l2Name(found.path.clone()))?;
@@ -192,19 +198,25 @@ impl SideNode {
         }
         let real = Path::new(super::ASIDE).join(found.name());
         let node = node_in_place(&found.path, &real, kind, number);
-        clear(&node);
+        let _ = is_ours(&node);
         Ok(Self { real, node, names })
     }
 
-    /// Begins to take the real one's name, if ours is to have that.
+    /// Moves the real node aside, if ours is to have its name. With `goes_on` ours is there already, from a daemon before us.
     ///
     /// # Errors
     /// See [`TakeoverError`].
-    pub fn take_over(&self) -> Result<Option<Takeover>, TakeoverError> {
-        match self.real.starts_with(super::ASIDE) {
-            true => Takeover::begin(&self.node.spec().name).map(Some),
-            false => Ok(None),
+    pub fn take_over(&self, goes_on: bool) -> Result<Option<Takeover>, TakeoverError> {
+        let name = &self.node.spec().name;
+        if !self.real.starts_with(super::ASIDE) {
+            return Ok(None);
         }
+        if goes_on {
+            return Takeover::resume(name).map(Some);
+        }
+        let mut takeover = Takeover::begin(name)?;
+        takeover.move_aside()?;
+        Ok(Some(takeover))
     }
 
     /// Driver and card, as QUERYCAP names them.
@@ -349,11 +361,11 @@ mod tests {
     #[test]
     fn a_missing_device_and_another_kind_of_file_are_told_apart() {
         assert!(matches!(
-            SideNode::of(Path::new("/dev/video-none")),
+            SideNode::of(Path::new("/dev/video-none"), &|_| false),
             Err(SideNodeError::Missing { .. })
         ));
         assert!(matches!(
-            SideNode::of(Path::new("/dev/null")),
+            SideNode::of(Path::new("/dev/null"), &|_| false),
             Err(SideNodeError::NotV4l2Name(_))
         ));
     }

@@ -24,7 +24,10 @@ use crate::cuse::{
     Request, Ticket, Turn,
 };
 use crate::observe::model;
-use crate::session::{Blocking, BoxedWaiter, Device, Requester, Session, Waiter};
+use crate::session::{
+    Blocking, BoxedWaiter, CallId, Device, Opening, Piece, Requester, Session, Shelf, Waiter,
+};
+use crate::survive::Inheritance;
 
 /// The front end of one real node.
 pub struct VideoNode {
@@ -32,6 +35,8 @@ pub struct VideoNode {
     shims: Arc<Shims>,
     sessions: Mutex<HashMap<u64, Open>>,
     next_fh: AtomicU64,
+    /// Where files are kept that outlive us.
+    shelf: Option<Shelf>,
 }
 
 struct Open {
@@ -41,20 +46,74 @@ struct Open {
     last_tid: AtomicU32,
 }
 
+/// A number that no earlier daemon has given to a file, unless it had opened sixty files in each millisecond.
+fn later_than_any_before() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+    let milliseconds = now.map_or(0, |now| std::time::Duration::from(now).as_millis());
+    u64::try_from(milliseconds << 6).unwrap_or(u64::MAX / 2).max(1)
+}
+
 /// Files that one user may have open on one node, and all users together: each costs descriptors of ours.
 const MAX_OPEN_PER_USER: usize = 256;
 const MAX_OPEN: usize = 1024;
 
 impl VideoNode {
-    /// Serves `device`, also to the shims of `shims`.
+    /// Serves `device`, also to the shims of `shims`. What is open outlives us on `shelf`.
     #[must_use]
-    pub fn new(device: Arc<Device>, shims: Arc<Shims>) -> Arc<Self> {
+    pub fn new(device: Arc<Device>, shims: Arc<Shims>, shelf: Option<Shelf>) -> Arc<Self> {
         Arc::new(Self {
             device,
             shims,
             sessions: Mutex::default(),
             next_fh: AtomicU64::new(1),
+            shelf,
         })
+    }
+
+    /// Goes on with the files that a daemon before us has had open, before anything is read from the channel. What cannot
+    /// go on is left to be given up: its clients are told that the device is gone.
+    pub fn restore(&self, inheritance: &mut Inheritance) {
+        // Numbers that were used may come back in a RELEASE that is sent again: those of other daemons are lower.
+        self.next_fh.store(later_than_any_before(), Ordering::Relaxed);
+        let Some(shelf) = &self.shelf else { return };
+        let beginning = format!("record.{}.", shelf.node());
+        let handles: Vec<u64> = inheritance
+            .beginning(&beginning)
+            .filter_map(|name| name.strip_prefix(&beginning)?.parse().ok())
+            .collect();
+        for fh in handles {
+            match Session::restore(&self.device, shelf, fh, inheritance) {
+                Ok(session) => self.take_over(fh, session),
+                Err(lost) => tracing::warn!(
+                    device = %self.device.path().display(), file = fh,
+                    "an open file does not outlive the daemon before us ({lost}): its program is told that the device is gone"
+                ),
+            }
+        }
+    }
+
+    fn take_over(&self, fh: u64, session: Arc<Session>) {
+        for (uid, token) in session.tokens() {
+            self.shims.hello_again(&session, uid, token);
+        }
+        let open = Open {
+            uid: session.opening().uid,
+            last_tid: AtomicU32::new(0),
+            session,
+        };
+        self.sessions().insert(fh, open);
+    }
+
+    /// Whoever polls looks once more: what has happened meanwhile nobody has told them.
+    pub fn wake_pollers(&self, channel: &Channel) {
+        let handles: Vec<u64> = self
+            .sessions()
+            .values()
+            .filter_map(|open| open.session.poll_handle())
+            .collect();
+        for handle in handles {
+            channel.notify_poll(handle);
+        }
     }
 
     /// The node goes away: every call that waits ends.
@@ -81,14 +140,14 @@ impl VideoNode {
         Some(Arc::clone(&open.session))
     }
 
-    /// How many files are open.
-    pub fn open_files(&self) -> usize {
-        self.sessions().len()
-    }
-
     /// What went through the node, for status.
     pub fn totals(&self) -> model::Totals {
         self.device.told_totals()
+    }
+
+    /// How many files are open.
+    pub fn open_files(&self) -> usize {
+        self.sessions().len()
     }
 
     /// What is open, for status, in the order of opening.
@@ -115,8 +174,14 @@ impl VideoNode {
         handles.into_iter().filter_map(file).collect()
     }
 
-    fn open(&self, caller: Caller, flags: libc::c_int) -> Result<u64, Errno> {
+    fn open(&self, caller: Caller, flags: libc::c_int, call: CallId) -> Result<u64, Errno> {
         let uid = caller.uid;
+        let opened_before = |open: &Open| open.session.opening().by == call.unique;
+        if call.is_resent
+            && let Some((fh, _)) = self.sessions().iter().find(|(_, open)| opened_before(open))
+        {
+            return Ok(*fh);
+        }
         let (all, of_user) = {
             let sessions = self.sessions();
             (
@@ -127,8 +192,13 @@ impl VideoNode {
         if all >= MAX_OPEN || of_user >= MAX_OPEN_PER_USER {
             return Err(Errno::ENFILE);
         }
-        let session = Session::open(&self.device, flags)?;
         let fh = self.next_fh.fetch_add(1, Ordering::Relaxed);
+        let opening = Opening {
+            flags,
+            uid,
+            by: call.unique,
+        };
+        let session = Session::open(&self.device, opening, fh, self.shelf.as_ref())?;
         let open = Open {
             session,
             uid,
@@ -169,7 +239,10 @@ impl VideoNode {
         };
         if command == shim::HELLO {
             return match self.shims.hello(&session, caller.uid) {
-                Some(hello) => reply.result(0, hello.as_bytes()),
+                Some(hello) => {
+                    session.remember_token(caller.uid, hello.token);
+                    reply.result(0, hello.as_bytes());
+                }
                 None => reply.failed(Errno::ENOTTY.raw()),
             };
         }
@@ -187,6 +260,7 @@ impl VideoNode {
             tid: caller.tid,
             abi: shape.abi(abi),
             help: if meant.is_some() { Help::Shim } else { Help::None },
+            call: call_of(&reply),
         };
         let blocking = Blocking {
             who,
@@ -232,6 +306,21 @@ impl VideoNode {
     }
 }
 
+fn call_of<K>(reply: &Reply<K>) -> CallId {
+    CallId {
+        unique: reply.first_unique(),
+        is_resent: reply.is_resent(),
+    }
+}
+
+fn piece_of<K>(reply: &Reply<K>, offset: u64, caller: Caller) -> Piece {
+    Piece {
+        offset,
+        tid: caller.tid,
+        call: call_of(reply),
+    }
+}
+
 /// So many calls hang in drivers or in clients' memory that no thread is left for another.
 const OVERLOADED: Errno = Errno::ENOMEM;
 
@@ -250,7 +339,7 @@ impl Handler for Arc<VideoNode> {
         match operation {
             Operation::Open { flags, reply } => {
                 let opened = if turn.pass() {
-                    self.open(caller, flags.0)
+                    self.open(caller, flags.0, call_of(&reply))
                 } else {
                     Err(OVERLOADED)
                 };
@@ -278,10 +367,11 @@ impl Handler for Arc<VideoNode> {
             } => match self.session(fh, caller) {
                 None => reply.error(FuseErrno::ENODEV),
                 Some(session) => {
+                    let piece = piece_of(&reply, offset, caller);
                     let waiter = watched(reply);
                     let nonblocking = flags.0 & libc::O_NONBLOCK != 0;
                     if turn.pass() {
-                        session.read(offset, size as usize, caller.tid, nonblocking, waiter);
+                        session.read(piece, size as usize, nonblocking, waiter);
                     } else {
                         waiter.answer(Err(OVERLOADED));
                     }
@@ -296,10 +386,11 @@ impl Handler for Arc<VideoNode> {
             } => match self.session(fh, caller) {
                 None => reply.error(FuseErrno::ENODEV),
                 Some(session) => {
+                    let piece = piece_of(&reply, offset, caller);
                     let waiter = watched(reply);
                     let nonblocking = flags.0 & libc::O_NONBLOCK != 0;
                     if turn.pass() {
-                        session.write(offset, data, caller.tid, nonblocking, waiter);
+                        session.write(piece, data, nonblocking, waiter);
                     } else {
                         waiter.answer(Err(OVERLOADED));
                     }
@@ -319,7 +410,7 @@ impl Handler for Arc<VideoNode> {
                     } else {
                         None
                     };
-                    reply.ready(to_fuse(session.poll(from_fuse(events), notify)));
+                    reply.ready(to_fuse(session.poll(from_fuse(events), kh, notify)));
                 }
                 _ => reply.ready(PollEvents::POLLERR | PollEvents::POLLHUP),
             },

@@ -97,6 +97,8 @@ struct Keeper {
     lives: Lives,
     /// Was any daemon ready?
     was_ready: bool,
+    /// Since when there is none, after the first.
+    missing: Option<Instant>,
     /// Somebody has asked us to end, and until when the daemon may take for it.
     ending: Option<Instant>,
     /// We have said that something cannot be kept.
@@ -111,6 +113,7 @@ impl Keeper {
             files: Files::new(most),
             lives: Lives::default(),
             was_ready: false,
+            missing: None,
             ending: None,
             said: false,
         }
@@ -141,6 +144,7 @@ impl Keeper {
                 End::Status(_) if !self.was_ready => return end.code(),
                 _ => {}
             }
+            self.missing.get_or_insert_with(Instant::now);
             let files = self.files.len();
             match self.lives.died(ready.map(|since| since.elapsed())) {
                 Verdict::Again(pause) => {
@@ -197,6 +201,11 @@ impl Keeper {
         if message.ready && daemon.ready.is_none() {
             daemon.ready = Some(Instant::now());
             self.was_ready = true;
+            if let Some(missing) = self.missing.take() {
+                // What clients have waited, but for the time that the process took to die.
+                let gap = format!("{:.1} ms", missing.elapsed().as_secs_f64() * 1000.0);
+                tracing::info!(gap, "the daemon is ready again");
+            }
             tell(sd_notify::NotifyState::Ready);
         }
         if message.stopping {

@@ -136,6 +136,20 @@ impl Budget {
         })
     }
 
+    /// As [`Budget::charge`], for what a daemon before us has charged already: it is there, whatever the bounds are now.
+    #[must_use]
+    pub fn charge_again(self: &Arc<Self>, client: i32, bytes: u64) -> Charge {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.total = used.total.saturating_add(bytes);
+        let held = used.clients.entry(client).or_insert(0);
+        *held = held.saturating_add(bytes);
+        Charge {
+            budget: Some(Arc::clone(self)),
+            client,
+            bytes,
+        }
+    }
+
     /// Is there anything that clients have in their hands? What they have let go of is spent no more.
     fn look(&self) -> bool {
         let mut handed_out = self.handed_out.lock().unwrap_or_else(PoisonError::into_inner);
@@ -211,6 +225,12 @@ pub struct Charge {
 }
 
 impl Charge {
+    /// The process that it is spent for.
+    #[must_use]
+    pub fn client(&self) -> i32 {
+        self.client
+    }
+
     /// Spent until nobody but us has `fd`.
     pub fn until_let_go(mut self, fd: Arc<OwnedFd>) {
         if let Some(budget) = self.budget.take() {

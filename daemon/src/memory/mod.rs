@@ -7,11 +7,13 @@ mod budget;
 mod heap;
 mod sync;
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
 use vidcompat_proto::queue::Backing;
 
+use crate::survive::Kept;
 use crate::sys::{CpuUse, Mapping};
 
 pub use budget::{Budget, Charge, OverBudget};
@@ -19,7 +21,7 @@ pub use heap::{Heap, HeapError};
 pub use sync::{CpuAccess, sync};
 
 /// Who made a buffer, as status and log name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Provider {
     /// A dma-buf of `/dev/dma_heap/system`, imported by the device: cached memory.
     DmaHeap,
@@ -44,6 +46,8 @@ impl std::fmt::Display for Provider {
 pub struct BounceBuffer {
     mapping: Mapping,
     dma_buf: Option<Arc<OwnedFd>>,
+    /// Its number in the store that outlives us, once it is there.
+    kept: OnceLock<(u64, Kept)>,
     /// Given back when the memory is.
     charge: Paid,
 }
@@ -79,6 +83,7 @@ impl BounceBuffer {
         Self {
             mapping,
             dma_buf: Some(Arc::new(dma_buf)),
+            kept: OnceLock::new(),
             charge: charge.into(),
         }
     }
@@ -88,6 +93,7 @@ impl BounceBuffer {
         Self {
             mapping,
             dma_buf: None,
+            kept: OnceLock::new(),
             charge: charge.into(),
         }
     }
@@ -109,6 +115,34 @@ impl BounceBuffer {
         let fd = dma_buf.try_clone().ok()?;
         self.charge.handed_out.get_or_init(|| Arc::clone(dma_buf));
         Some(fd)
+    }
+
+    /// Has a client got it?
+    pub fn is_handed_out(&self) -> bool {
+        self.charge.handed_out.get().is_some()
+    }
+
+    /// The process that pays for it.
+    pub fn payer(&self) -> Option<i32> {
+        self.charge.charge.as_ref().map(Charge::client)
+    }
+
+    /// Its number in the store, if it is there.
+    pub fn kept_as(&self) -> Option<u64> {
+        self.kept.get().map(|(number, _)| *number)
+    }
+
+    /// Lets `put` put its dma-buf into the store, which gives it a number there, unless it has none or it is there.
+    ///
+    /// # Errors
+    /// What `put` says.
+    pub fn keep(&self, put: impl FnOnce(BorrowedFd<'_>) -> io::Result<(u64, Kept)>) -> io::Result<()> {
+        if let (Some(dma_buf), None) = (&self.dma_buf, self.kept.get()) {
+            let kept = put(dma_buf.as_fd())?;
+            // Nobody else stores it: this is done with the session's lock.
+            drop(self.kept.set(kept));
+        }
+        Ok(())
     }
 
     /// Its dma-buf, if it is one.

@@ -22,6 +22,12 @@ pub enum AskError {
     /// Nobody is there.
     #[error("no vidcompatd listens at {0}; is it running? (`--control` names another socket)")]
     NoDaemon(PathBuf),
+    /// The same of metrics.
+    #[error("no vidcompatd gives metrics at {0}; is it running? (`--metrics` names another socket)")]
+    NoMetrics(PathBuf),
+    /// Not for this user, who is in none of the groups.
+    #[error("{0} is only for root and the group {1}")]
+    DeniedGroup(PathBuf, &'static str),
     /// Not for this user.
     #[error("{0} is only for root")]
     Denied(PathBuf),

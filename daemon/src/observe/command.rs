@@ -1,5 +1,7 @@
 //! The `vidcompat` command: what can be asked, and its exit status.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -8,9 +10,10 @@ use serde::Serialize;
 
 use super::explain::{Question, explain};
 use super::page::printable;
+use super::scrape::{METRICS, scrape};
 use super::screenshot::{ScreenshotOptions, screenshot};
 use super::watch::watch;
-use super::{CONTROL, ask, show, show_explain};
+use super::{CONTROL, ask, bug_report, doctor, show, show_explain};
 use crate::cli::parse_size;
 use crate::resolve::{Access, Importer, Policy, Rule};
 use crate::run::{self, RunOptions};
@@ -39,6 +42,25 @@ pub enum What {
     /// client has mapped the device's own buffers by the client shim. dmabuf: the client brought dma-bufs itself. copied: the
     /// bytes are copied once.
     Status(StatusOptions),
+    /// Looks whether a legacy program, one that insists on USERPTR, would work on every video device and framebuffer here,
+    /// and says what is to be done where it would not: one line each, `ok`, `warning` or `problem`. Exit status: 0 if
+    /// there is no problem, 1 if there is one.
+    ///
+    /// It needs no daemon and no privilege, but says what it could not see. Devices are opened, and asked what memory they
+    /// take by REQBUFS for no buffers; one that is in use is left alone.
+    Doctor(DoctorOptions),
+    /// Prints a running vidcompatd's metrics as OpenMetrics text, e.g. for node-exporter's textfile collector: frames by how
+    /// they were served, bytes copied, latency, open files, restarts. Exit status: 1 if no vidcompatd answers.
+    ///
+    /// The same can be read by `curl --unix-socket /run/vidcompat/metrics.sock http://localhost/metrics`, by root and
+    /// members of the group video.
+    Metrics(MetricsOptions),
+    /// Writes one text that a bug report should have: versions, what doctor and status say, the configuration, the last lines
+    /// of vidcompatd's log and of the kernel's about video, modules, and what each video device says of itself.
+    ///
+    /// Of persons it has the names of processes and what is written in the configuration; no host name, no users, no serial
+    /// numbers. It works without vidcompatd; as root it sees more.
+    BugReport(BugReportOptions),
     /// Shows what stands behind a stretch of a process's memory, whether the kernel itself would take it as USERPTR,
     /// and what vidcompatd would do with it. Exit status: 0 if it would be served, 1 if it would be EFAULT, 2 if it
     /// could not be looked at.
@@ -67,6 +89,38 @@ pub struct StatusOptions {
     pub watch: bool,
 
     /// The control socket of the vidcompatd that is asked.
+    #[arg(long, value_name = "PATH", default_value = CONTROL)]
+    pub control: PathBuf,
+}
+
+/// Of `doctor`.
+#[derive(Clone, Debug, Args)]
+pub struct DoctorOptions {
+    /// One JSON object instead of lines: `works`, and `findings` with `level`, `about`, `what` and `advice`.
+    #[arg(long)]
+    pub json: bool,
+
+    /// The control socket of the vidcompatd that is asked, if one runs.
+    #[arg(long, value_name = "PATH", default_value = CONTROL)]
+    pub control: PathBuf,
+}
+
+/// Of `metrics`.
+#[derive(Clone, Debug, Args)]
+pub struct MetricsOptions {
+    /// The metrics socket of the vidcompatd that is asked.
+    #[arg(long, value_name = "PATH", default_value = METRICS)]
+    pub metrics: PathBuf,
+}
+
+/// Of `bug-report`.
+#[derive(Clone, Debug, Args)]
+pub struct BugReportOptions {
+    /// Where it is written; stdout without it. A file that exists is not touched.
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    /// The control socket of the vidcompatd that is asked, if one runs.
     #[arg(long, value_name = "PATH", default_value = CONTROL)]
     pub control: PathBuf,
 }
@@ -171,6 +225,32 @@ pub fn run(command: &Command) -> Outcome {
                 false => show::status(&status),
             };
             Ok((page, ExitCode::SUCCESS))
+        }
+        What::Metrics(options) => scrape(&options.metrics)
+            .map(|text| (text, ExitCode::SUCCESS))
+            .map_err(|error| (printable(&error.to_string()), ExitCode::FAILURE)),
+        What::BugReport(options) => {
+            let report = bug_report::report(options);
+            let Some(path) = &options.output else {
+                return Ok((report, ExitCode::SUCCESS));
+            };
+            let written = File::create_new(path).and_then(|mut file| file.write_all(report.as_bytes()));
+            written
+                .map(|()| (String::new(), ExitCode::SUCCESS))
+                .map_err(|error| {
+                    (
+                        printable(&format!("{}: {error}", path.display())),
+                        ExitCode::FAILURE,
+                    )
+                })
+        }
+        What::Doctor(options) => {
+            let report = doctor::examine(&options.control);
+            let page = match options.json {
+                true => json(&report)?,
+                false => report.page(),
+            };
+            Ok((page, ExitCode::from(u8::from(!report.works))))
         }
         What::Screenshot(options) => match screenshot(options) {
             Ok(()) => Ok((String::new(), ExitCode::SUCCESS)),

@@ -27,13 +27,13 @@ const MOST: usize = 8;
 /// Bytes of a question.
 const LONGEST: u64 = 4096;
 /// For a question to arrive.
-const TO_ASK: Duration = Duration::from_secs(2);
+pub(super) const TO_ASK: Duration = Duration::from_secs(2);
 /// For the answer to be collected.
-const TO_COLLECT: Duration = Duration::from_secs(3);
+pub(super) const TO_COLLECT: Duration = Duration::from_secs(3);
 /// For a picture to be taken: memory of a card is read slowly.
 const TO_TAKE_PICTURE: Duration = Duration::from_secs(8);
 /// For the answer to be taken.
-const TO_TAKE: Duration = Duration::from_secs(5);
+pub(super) const TO_TAKE: Duration = Duration::from_secs(5);
 
 /// A question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -192,7 +192,7 @@ async fn read_question(stream: &mut UnixStream) -> io::Result<Option<Question>> 
 ///
 /// # Errors
 /// Why there is nothing: a sentence.
-async fn collect<T: Send + 'static>(
+pub(super) async fn collect<T: Send + 'static>(
     name: &str,
     what: impl FnOnce() -> T + Send + 'static,
     patience: Duration,

@@ -4,13 +4,17 @@
 //! It only looks: nothing here changes what a session does, and nothing of the daemon waits for a person who asks.
 
 pub mod ask;
+mod bug_report;
 pub mod command;
 pub mod control;
+pub mod doctor;
 pub mod explain;
 pub mod latency;
+pub mod metrics;
 pub mod model;
 pub mod native;
 mod page;
+pub mod scrape;
 pub mod screenshot;
 pub mod show;
 pub mod show_explain;

@@ -255,8 +255,8 @@ impl FramesBy {
 /// How long clients waited for what was there: from the moment when both the frame and the client's DQBUF were there, to
 /// the moment when the answer is written. What the client is late does not count, nor what the device takes for the frame.
 ///
-/// When the frame was there says the device's own timestamp, where it is one of CLOCK_MONOTONIC and of the end of the frame
-/// (then the interrupt, the driver, the wake-up of the daemon and the copy are in it); else, of a client that slept, the
+/// When the frame was there says the device's own timestamp, where it is one of CLOCK_MONOTONIC, of the end of the frame, and
+/// not of the future (then the interrupt, the driver, the wake-up of the daemon and the copy are in it); else, of a client that slept, the
 /// moment when the daemon was told that the device has something (then the driver is not in it).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

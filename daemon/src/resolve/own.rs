@@ -68,15 +68,37 @@ impl OwnBuffers {
     /// # Errors
     /// What fstat and fdinfo say.
     pub fn add(&self, fd: &Arc<OwnedFd>) -> io::Result<()> {
-        self.insert(fd, Held::Ours(Arc::downgrade(fd)))
+        self.insert(fd, Held::Ours(Arc::downgrade(fd))).map(drop)
     }
 
-    /// Remembers what `fd` is an export of. A dma-buf's inode number is never used again.
+    /// Remembers what `fd` is an export of. A dma-buf's inode number is never used again. What comes back is what it is known
+    /// by: `st_dev`, `st_ino`, and its exporter.
     ///
     /// # Errors
     /// As [`OwnBuffers::add`].
-    pub fn add_export(&self, fd: &OwnedFd, exports: Weak<dyn Exports>, export: Export) -> io::Result<()> {
+    pub fn add_export(
+        &self,
+        fd: &OwnedFd,
+        exports: Weak<dyn Exports>,
+        export: Export,
+    ) -> io::Result<(u64, u64, String)> {
         self.insert(fd, Held::Again(exports, export))
+    }
+
+    /// The same of what a daemon before us has exported.
+    pub fn add_export_again(
+        &self,
+        key: (u64, u64),
+        exporter: &str,
+        exports: Weak<dyn Exports>,
+        export: Export,
+    ) {
+        let known = Known {
+            fd: Held::Again(exports, export),
+            exporter: exporter.to_owned(),
+        };
+        let mut all = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(key, known);
     }
 
     /// Remembers `memory`, which programs map as what has the `st_dev` and `st_ino` of `key`, as long as its owner has it.
@@ -88,15 +110,16 @@ impl OwnBuffers {
         &self.screens
     }
 
-    fn insert(&self, fd: &OwnedFd, held: Held) -> io::Result<()> {
+    fn insert(&self, fd: &OwnedFd, held: Held) -> io::Result<(u64, u64, String)> {
         let stat = rustix::fs::fstat(fd)?;
         let fdinfo = own_fdinfo(fd)?;
         let exporter = field(&fdinfo, "exp_name").unwrap_or_default().to_owned();
         let mut known = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, known| known.fd.is_there());
         forget_oldest(&mut known, &held);
+        let told = (stat.st_dev, stat.st_ino, exporter.clone());
         known.insert((stat.st_dev, stat.st_ino), Known { fd: held, exporter });
-        Ok(())
+        Ok(told)
     }
 
     /// Who exports `fd`, if it is known.

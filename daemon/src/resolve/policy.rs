@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 /// How a queue uses what it imports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Importer {
     /// `vb2-vmalloc`: by the processor, through a kernel mapping (uvcvideo, most USB, vivid's default).
     Vmalloc,

@@ -70,6 +70,16 @@ impl Abi {
         self.class == 1
     }
 
+    /// What 32-bit programs of the same machine are.
+    #[must_use]
+    pub fn smaller(self) -> Option<Self> {
+        match self.machine {
+            62 if !self.is_32_bit() => Some(Self::new(1, 3)),
+            183 => Some(Self::new(1, 40)),
+            _ => None,
+        }
+    }
+
     /// What the dynamic linker may put for `$LIB`, the most probable first.
     #[must_use]
     pub fn lib_folders(self) -> Vec<String> {

@@ -22,10 +22,10 @@
 //! With the shim, in either way, the program sees the real node's device number at our node (VIDCOMPAT_NODES), by which
 //! sysfs, udev and the media controller know the device.
 
-mod elf;
-mod nodes;
-mod place;
-mod preload;
+pub(crate) mod elf;
+pub(crate) mod nodes;
+pub(crate) mod place;
+pub(crate) mod preload;
 mod program;
 
 use std::convert::Infallible;

@@ -27,7 +27,7 @@ fn places(command: &Path) -> Vec<PathBuf> {
 }
 
 /// The library for programs of `abi`, of which `library` with `$LIB` stands for all.
-fn for_abi(library: &Path, abi: Abi) -> Option<PathBuf> {
+pub(crate) fn for_abi(library: &Path, abi: Abi) -> Option<PathBuf> {
     let text = library.to_str()?;
     let candidates = abi
         .lib_folders()

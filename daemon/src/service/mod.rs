@@ -23,15 +23,17 @@ use crate::cuse::{Channel, InitError};
 use crate::devices::{
     FbNode, FbNodeError, NodeError, SideNode, SideNodeError, TakeoverError, Watcher, give_back_all,
 };
-use crate::frontend::shim::{Server, Shims};
 use crate::memory::{Budget, Heap};
 use crate::observe::control::Control;
+use crate::observe::scrape::Metrics;
 use crate::resolve::{OwnBuffers, Policy, Rule};
 use crate::session::DeviceOptions;
 use crate::sys;
 use nodes::Nodes;
 use observed::Observed;
+use restore::{Survival, leave_kept};
 use served::{Making, Served};
+use shim_socket::ShimSocket;
 use watchdog::Watchdog;
 
 mod check;
@@ -40,7 +42,9 @@ mod nodes;
 mod observed;
 mod patience;
 mod plan;
+mod restore;
 mod served;
+mod shim_socket;
 mod watchdog;
 mod whereabouts;
 
@@ -121,16 +125,24 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
     // Before the first node: from here on a signal ends us in order.
     let mut signals = Signals::new().map_err(ServiceError::System)?;
     let config = Config::of(options)?;
+    let survival = Survival::of_starter();
     // What is wrong is said before anything was changed.
-    drop(give_back_all(&[], false));
+    // What could not be undone was told.
+    drop(give_back_all(&survival.nodes(), false));
     if config.strict {
-        drop(SideNode::of_all(&options.devices)?);
+        let is_ours = |node: &str| survival.has_channel(node);
+        drop(SideNode::of_all(&options.devices, &is_ours)?);
         drop(FbNode::of_all(&options.framebuffers)?);
     }
     drop(Channel::open(Path::new(CUSE)).map_err(ServiceError::Cuse)?);
     let (report_end, mut ended) = mpsc::unbounded_channel();
     // Before the first program can ask for it.
-    let (shims, _shim_server) = shims(&config);
+    let (shims, shim_socket) = shim_socket::make(
+        config.shim_socket(),
+        may_anything_adopt(&config),
+        survival.store(),
+        &mut survival.inheritance(),
+    );
     let watchdog = Watchdog::default();
     watchdog
         .start(Duration::from_secs(options.stuck_after))
@@ -138,6 +150,7 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
     let making = Making {
         options: device_options(&config),
         shims,
+        survival,
         report_end,
         next_id: AtomicU64::new(0),
         watchdog,
@@ -158,7 +171,12 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
         end(service.nodes.into_served());
         return Err(error);
     }
-    let _control = service.config.control().and_then(|path| control(path, shown));
+    let _shim_server = shim_socket.and_then(ShimSocket::serve);
+    let _control = service
+        .config
+        .control()
+        .and_then(|path| control(path, Arc::clone(&shown)));
+    let _metrics = options.metrics().and_then(|path| metrics(path, shown));
     service.announce();
     loop {
         service.tell_status();
@@ -175,7 +193,7 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
         drop(service.look());
     }
     notify(&[NotifyState::Stopping]);
-    end(service.nodes.into_served());
+    end(leave_kept(service.nodes.into_served()));
     Ok(())
 }
 
@@ -321,31 +339,6 @@ fn heap() -> Option<Arc<Heap>> {
     }
 }
 
-/// The shim's socket. The devices matter more: without one they are served all the same, as to programs without shim.
-fn shims(config: &Config) -> (Arc<Shims>, Option<Server>) {
-    let adopt = may_anything_adopt(config);
-    let without = || (Shims::new(None, adopt), None);
-    let Some(path) = config.shim_socket() else {
-        return without();
-    };
-    let shims = Shims::new(Some(path.to_owned()), adopt);
-    let claimed = Claim::new(path, Kind::Shim).map_err(|error| error.to_string());
-    let started = claimed.and_then(|claim| {
-        Server::start(claim, Arc::clone(&shims))
-            .map_err(|error| format!("{} fails ({error})", path.display()))
-    });
-    match started {
-        Ok(server) => (shims, Some(server)),
-        Err(reason) => {
-            tracing::warn!(
-                "programs with the client shim are served as those without: {reason}; --shim-socket gives this daemon a \
-                 socket of its own"
-            );
-            without()
-        }
-    }
-}
-
 /// The control socket. The devices matter more: without one they are served all the same.
 fn control(path: &Path, source: Arc<Observed>) -> Option<Control> {
     let claimed = Claim::new(path, Kind::Control).map_err(|error| error.to_string());
@@ -357,6 +350,19 @@ fn control(path: &Path, source: Arc<Observed>) -> Option<Control> {
             tracing::warn!(
                 "`vidcompat status` cannot ask this daemon: {reason}; --control gives it a socket of its own"
             );
+        })
+        .ok()
+}
+
+/// The metrics socket: the same.
+fn metrics(path: &Path, source: Arc<Observed>) -> Option<Metrics> {
+    let claimed = Claim::new(path, Kind::Metrics).map_err(|error| error.to_string());
+    let started = claimed.and_then(|claim| {
+        Metrics::start(claim, source).map_err(|error| format!("{} fails ({error})", path.display()))
+    });
+    started
+        .inspect_err(|reason| {
+            tracing::warn!("this daemon gives no metrics: {reason}; --metrics gives it a socket of its own");
         })
         .ok()
 }

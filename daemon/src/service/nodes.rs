@@ -15,7 +15,7 @@ use super::plan::{Have, How, Key, Machine, Wanted, difference, wanted};
 use super::served::{Making, Served};
 use super::{ServiceError, end};
 use crate::config::{Config, Way};
-use crate::devices::{FbNode, Node, SideNode, carry};
+use crate::devices::{FbNode, Node, SideNode, carry, give_back_all};
 
 /// A node that ends by itself is made anew unless it has done so this many times within this time.
 const ENDS: usize = 3;
@@ -107,6 +107,10 @@ impl Nodes {
         troubles.extend(seen.map(|(name, why)| (name.clone(), why.clone())));
         self.silent = silent;
         self.restless = new || look.unsettled > 0 || !difference.wait.is_empty();
+        if look.unsettled == 0 && !new && self.making.survival.give_up() {
+            // Names that a daemon before us had taken, which are not to be ours any more; those that are have our lock.
+            drop(give_back_all(&[], false));
+        }
         self.tell(troubles);
         self.carry_access();
         self.shown.show(self.entries.iter().map(|entry| &entry.served));
@@ -161,10 +165,10 @@ impl Nodes {
         let (served, framebuffer) = match (&wanted.present, &wanted.key) {
             (Some(present), _) => {
                 let names = (present.driver.clone(), present.card.clone());
-                let clear = |node: &Node| self.clear(node);
+                let is_ours = |node: &Node| self.is_ours_or_clear(node);
                 let side = match wanted.how.way {
-                    Way::Takeover => SideNode::in_place(&present.found, names, clear)?,
-                    Way::Side | Way::Off => SideNode::beside(&present.found, names, clear)?,
+                    Way::Takeover => SideNode::in_place(&present.found, names, is_ours)?,
+                    Way::Side | Way::Off => SideNode::beside(&present.found, names, is_ours)?,
                 };
                 (self.making.video(side, wanted.how.choice)?, None)
             }
@@ -186,6 +190,15 @@ impl Nodes {
             served,
             framebuffer,
         })
+    }
+
+    /// Is `node` there from a daemon before us, to go on? Else there is room for it.
+    fn is_ours_or_clear(&mut self, node: &Node) -> bool {
+        let is_ours = self.making.survival.has_channel(&node.spec().name);
+        if !is_ours {
+            self.clear(node);
+        }
+        is_ours
     }
 
     /// Makes room for `node`: CUSE knows no second device of a name or a number.

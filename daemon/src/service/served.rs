@@ -10,16 +10,18 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, oneshot};
 
+use super::restore::Survival;
 use super::watchdog::Watchdog;
 use super::{CUSE, ServiceError, framebuffers};
 use crate::config::Choice;
-use crate::cuse::{Channel, Handler, initialize, serve};
+use crate::cuse::{Channel, Handler, Kernel, initialize, serve};
 use crate::devices::{FbNode, Node, SideNode, Takeover};
 use crate::frontend::fb;
 use crate::frontend::shim::Shims;
 use crate::frontend::video::VideoNode;
 use crate::observe::model;
-use crate::session::{Device, DeviceOptions};
+use crate::session::{Device, DeviceOptions, Shelf};
+use crate::survive::Kept;
 
 /// Idle threads that serve ready devices end after this.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
@@ -37,6 +39,8 @@ pub(super) struct Served {
     pub(super) takeover: Option<Takeover>,
     /// Driver and card, of a V4L2 node.
     names: Option<(String, String)>,
+    /// Its channel, in the store that outlives us.
+    pub(super) kept: Option<Kept>,
     /// Dropped to end the thread that waits for the device.
     _waiting: Option<oneshot::Sender<()>>,
 }
@@ -101,6 +105,7 @@ impl Served {
 pub(super) struct Making {
     pub(super) options: DeviceOptions,
     pub(super) shims: Arc<Shims>,
+    pub(super) survival: Survival,
     /// Who wants to know that a node has ended: by its id.
     pub(super) report_end: mpsc::UnboundedSender<u64>,
     /// Of the next node.
@@ -115,19 +120,32 @@ impl Making {
             may_adopt: choice.adopt,
             ..self.options.clone()
         };
-        let mut takeover = side.take_over()?;
-        if let Some(takeover) = &mut takeover {
-            takeover.move_aside()?;
-        }
-        let channel = open(side.node())?;
+        let node_name = &side.node().spec().name;
+        let inherited = self.survival.channel(node_name);
+        let was_inherited = inherited.is_some();
+        let takeover = side.take_over(was_inherited)?;
+        let (channel, kept) = match inherited {
+            Some((channel, kept)) => (channel, Some(kept)),
+            None => {
+                let (channel, kernel) = open(side.node())?;
+                let kept = self.survival.keep(node_name, &channel, kernel);
+                (channel, kept)
+            }
+        };
+        let shelf = kept
+            .as_ref()
+            .and_then(|_| Shelf::of(self.survival.store(), node_name));
         let (handle, waiting) = device_runtime().map_err(ServiceError::System)?;
         let real = side.real().to_owned();
         let device = Device::new(real.clone(), options, handle.clone()).map_err(ServiceError::System)?;
-        let front = VideoNode::new(device, Arc::clone(&self.shims));
+        let front = VideoNode::new(device, Arc::clone(&self.shims), shelf);
         let name = real.display().to_string();
         self.watchdog.add(&name, side.node(), &channel, Some(&handle));
+        if was_inherited {
+            resume(&front, &channel, &self.survival);
+        }
         let (id, server) = self.serve(channel, Arc::clone(&front), &name)?;
-        granted(Served {
+        let served = Served {
             id,
             name,
             node: side.node().clone(),
@@ -135,15 +153,18 @@ impl Making {
             server,
             takeover,
             names: Some((side.names().0.to_owned(), side.names().1.to_owned())),
+            kept,
             _waiting: Some(waiting),
-        })
+        };
+        // Who may open it is settled already, and may have been changed since.
+        if was_inherited { Ok(served) } else { granted(served) }
     }
 
     pub(super) fn framebuffer(&self, wanted: FbNode) -> Result<Served, ServiceError> {
         let FbNode { source, node, .. } = wanted;
         // What is wrong with it is said before there is a node.
         let framebuffer = framebuffers::make(&source, &self.options)?;
-        let channel = open(&node)?;
+        let (channel, _) = open(&node)?;
         let front = fb::FbNode::new(framebuffer, Arc::clone(&self.shims));
         let name = source.name();
         self.watchdog.add(&name, &node, &channel, None);
@@ -156,6 +177,7 @@ impl Making {
             server,
             takeover: None,
             names: None,
+            kept: None,
             _waiting: None,
         })
     }
@@ -180,11 +202,20 @@ impl Making {
 }
 
 /// The channel of a node, which exists from now on.
-fn open(node: &Node) -> Result<Arc<Channel>, ServiceError> {
+fn open(node: &Node) -> Result<(Arc<Channel>, Kernel), ServiceError> {
     let channel = Channel::open(Path::new(CUSE)).map_err(ServiceError::Cuse)?;
-    let _ = initialize(&channel, node.spec())?;
+    let kernel = initialize(&channel, node.spec())?;
     node.verify()?;
-    Ok(channel)
+    Ok((channel, kernel))
+}
+
+/// Goes on where a daemon before us was ended: its files first, then the requests that it has not answered.
+fn resume(front: &VideoNode, channel: &Arc<Channel>, survival: &Survival) {
+    front.restore(&mut survival.inheritance());
+    if let Err(error) = channel.resend() {
+        tracing::error!(%error, "the kernel does not send requests again: who waits, waits for the end of the node");
+    }
+    front.wake_pollers(channel);
 }
 
 fn granted(mut served: Served) -> Result<Served, ServiceError> {

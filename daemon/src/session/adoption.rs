@@ -50,17 +50,17 @@ pub(super) struct Adoption {
 
 /// One of our dma-bufs that stands, or is about to stand, where a client had ordinary memory.
 #[derive(Debug)]
-struct Lent {
-    client: ClientKey,
-    pid: i32,
-    client_addr: u64,
+pub(super) struct Lent {
+    pub(super) client: ClientKey,
+    pub(super) pid: i32,
+    pub(super) client_addr: u64,
     /// Whole pages.
-    length: u64,
+    pub(super) length: u64,
     /// Keeps the memory and its charge, whatever becomes of the slot.
-    buffers: Arc<Vec<BounceBuffer>>,
-    plane: usize,
+    pub(super) buffers: Arc<Vec<BounceBuffer>>,
+    pub(super) plane: usize,
     /// `None`: reported as done.
-    offered: Option<Instant>,
+    pub(super) offered: Option<Instant>,
 }
 
 impl Lent {
@@ -94,6 +94,19 @@ fn is_gone(pid: i32) -> bool {
 }
 
 impl Adoption {
+    /// What is lent.
+    pub(super) fn lent(&self) -> &[Lent] {
+        &self.lent
+    }
+
+    /// What a daemon before us has lent.
+    pub(super) fn again(lent: Vec<Lent>) -> Self {
+        Self {
+            lent,
+            ..Self::default()
+        }
+    }
+
     /// For people: how many exchanges were done, and why others were not.
     pub(super) fn told(&self) -> (u64, BTreeMap<String, u64>) {
         let reasons = self
@@ -354,11 +367,13 @@ impl Session {
     /// What process `pid` is to move before its QBUF, with the dma-buf of an adoption.
     pub fn next_move(&self, pid: i32) -> Option<(Move, Option<OwnedFd>)> {
         let mut state = self.lock();
-        state
+        let next = state
             .queues
             .each_mut()
             .into_iter()
-            .find_map(|queue| next_of(queue, pid))
+            .find_map(|queue| next_of(queue, pid));
+        self.commit(&state);
+        next
     }
 
     /// What came of a move of process `pid`.
@@ -391,6 +406,7 @@ impl Session {
                 (None, _) => {}
             }
         }
+        self.commit(&state);
     }
 
     /// Is what process `pid` has at `client_addr` one of the buffers of this session?

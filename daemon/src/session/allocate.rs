@@ -14,7 +14,9 @@ use vidcompat_proto::abi::v4l2::{
 };
 use vidcompat_proto::ioctl::QueueOp;
 use vidcompat_proto::queue::Queue;
+use zerocopy::{FromBytes, IntoBytes};
 
+use super::ledger::{Done, UnderWay};
 use super::passed::Passed;
 use super::queues::{QueueState, Slot, cpu_use};
 use super::{Requester, Session};
@@ -48,7 +50,7 @@ impl From<Errno> for Failure {
 }
 
 impl Provider {
-    const fn memory(self) -> u32 {
+    pub(super) const fn memory(self) -> u32 {
         match self {
             Provider::DmaHeap | Provider::Exported => memory::DMABUF,
             Provider::Exporter => memory::MMAP,
@@ -61,8 +63,20 @@ impl Session {
     pub(super) fn reqbufs(&self, request: &mut V4l2RequestBuffers, who: Requester) -> Result<(), Errno> {
         self.stop_watching();
         let mut state = self.lock();
-        let queue = state.queues.of_mut(request.buf_type);
-        queue.core.reqbufs(request, who.help)?;
+        let buf_type = request.buf_type;
+        state.queues.of(buf_type).core.reqbufs(request, who.help)?;
+        self.under_way(&mut state, buf_type, Some(UnderWay::Remaking));
+        let outcome = self.reqbufs_now(state.queues.of_mut(buf_type), request, who);
+        self.under_way(&mut state, buf_type, None);
+        outcome
+    }
+
+    fn reqbufs_now(
+        &self,
+        queue: &mut QueueState,
+        request: &mut V4l2RequestBuffers,
+        who: Requester,
+    ) -> Result<(), Errno> {
         let capabilities = self.device.queue_capabilities(&self.node, request.buf_type)?;
         let mut device = *request;
         if request.memory != memory::USERPTR {
@@ -131,8 +145,28 @@ impl Session {
         self.stop_watching();
         let mut state = self.lock();
         let buf_type = request.format.buf_type;
-        let queue = state.queues.of_mut(buf_type);
-        queue.core.create_bufs(request, who.help)?;
+        if let Some(answer) = state.queues.of(buf_type).ledger.answer(who.call) {
+            *request = V4l2CreateBuffers::read_from_bytes(answer).map_err(|_| Errno::EIO)?;
+            return Ok(());
+        }
+        state.queues.of(buf_type).core.create_bufs(request, who.help)?;
+        self.under_way(&mut state, buf_type, Some(UnderWay::Creating { buf_type }));
+        let outcome = self.create_now(state.queues.of_mut(buf_type), request, who);
+        state.queues.of_mut(buf_type).ledger.done = outcome.is_ok().then(|| Done {
+            by: who.call.unique,
+            answer: request.as_bytes().to_vec(),
+        });
+        self.under_way(&mut state, buf_type, None);
+        outcome
+    }
+
+    fn create_now(
+        &self,
+        queue: &mut QueueState,
+        request: &mut V4l2CreateBuffers,
+        who: Requester,
+    ) -> Result<(), Errno> {
+        let buf_type = request.format.buf_type;
         let asked = *request;
         let mut device = asked;
         if asked.memory != memory::USERPTR || queue.passed.is_some() {
@@ -452,7 +486,7 @@ impl Session {
             for plane in described.described() {
                 let charge = self.charge(client, plane.length).map_err(|over| {
                     if self.device.may_complain() {
-                        tracing::warn!(device = %self.device.path().display(), pid = %client.process(), "{over}");
+                        tracing::warn!(device = %self.device.path().display(), client_pid = %client.process(), "{over}");
                     }
                     Unserved::Short(index)
                 })?;

@@ -7,13 +7,15 @@ use vidcompat_proto::Errno;
 use vidcompat_proto::abi::v4l2::{PlanarBuffer, V4l2Plane, V4l2RemoveBuffers, buf_type};
 use vidcompat_proto::ioctl::QueueOp;
 use vidcompat_proto::queue::{Acquire, Claim, Help, Next, Queue};
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::adoption::{Before, Given};
 use super::counters::Counters;
+use super::ledger::{CallId, Done, UnderWay};
 use super::proof::Proven;
-use super::queues::{QueueState, Slot, access};
+use super::queues::{Slot, access};
 use super::serve::{How, Way};
-use super::{Requester, Session};
+use super::{Requester, Session, State};
 use crate::client::{BlockedThread, Client};
 use crate::memory::{BounceBuffer, Provider};
 use crate::resolve::{Access, Importable, Importer, Look};
@@ -23,6 +25,13 @@ use crate::sys::{CpuUse, MemoryFault};
 const REFUSED: &str = "the device has refused its dma-buf";
 const LOST: &str = "a frame has not arrived in its dma-buf";
 const UNPROVEN: &str = "its dma-buf cannot be looked into, so nothing would show that frames arrive";
+
+/// Is what the device is to get other than what was written down before?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum News {
+    None,
+    Memory,
+}
 
 /// What was found in the client's memory, for what the core had asked: the ways, or after so many good new planes an
 /// errno. What the device is to read is in `bounce` then, unless REQBUFS has made another buffer of that index meanwhile.
@@ -69,6 +78,33 @@ impl Session {
         asked: &PlanarBuffer,
         who: Requester,
     ) -> Result<PlanarBuffer, Errno> {
+        if let Some(answer) = self.given_before(asked, who.call) {
+            return answer;
+        }
+        let outcome = self.give_now(op, asked, who);
+        if outcome.is_err() {
+            // A call that fails may have let go of what the buffer had.
+            self.commit_now();
+        }
+        outcome
+    }
+
+    /// The answer to a call that a daemon before us has done, and did not live to answer.
+    fn given_before(&self, asked: &PlanarBuffer, call: CallId) -> Option<Result<PlanarBuffer, Errno>> {
+        if !call.is_resent {
+            return None;
+        }
+        let (index, buf_type) = (asked.head.index, asked.head.buf_type);
+        let was_given = {
+            let mut state = self.lock();
+            let was_given = state.queues.of_mut(buf_type).ledger.was_given(index, call);
+            self.commit(&state);
+            was_given
+        };
+        was_given.then(|| self.querybuf(asked))
+    }
+
+    fn give_now(&self, op: QueueOp, asked: &PlanarBuffer, who: Requester) -> Result<PlanarBuffer, Errno> {
         let (index, buf_type) = (asked.head.index, asked.head.buf_type);
         let passed_alone = self
             .lock()
@@ -78,7 +114,7 @@ impl Session {
             .as_ref()
             .is_some_and(|passed| passed.needs_no_caller(&asked.head));
         if passed_alone {
-            return self.give_passed(op, asked, None);
+            return self.give_passed(op, asked, None, who.call);
         }
         let caller = self.caller(who.tid)?;
         let mut seen: Option<Seen> = None;
@@ -89,7 +125,7 @@ impl Session {
             let queue = state.queues.of_mut(buf_type);
             if queue.passed.is_some() {
                 drop(state);
-                return self.give_passed(op, asked, Some(&caller));
+                return self.give_passed(op, asked, Some(&caller), who.call);
             }
             let next = match op {
                 QueueOp::PrepareBuf => queue.core.prepare_buf(asked, caller.client().key()),
@@ -102,10 +138,10 @@ impl Session {
                 Next::AskDevice => return Err(self.ask_why_not(op, asked)),
                 // What the device holds it fills, and of plain memory the copy will tell: nothing is looked at twice.
                 Next::Prepared(_) if !buf_type::is_output(buf_type) => {
-                    return self.give_device(op, asked, queue);
+                    return self.give_device(op, asked, &mut state, who.call, News::None);
                 }
                 Next::Ready(_) if !buf_type::is_output(buf_type) && ways.iter().all(|way| way.is_plain()) => {
-                    return self.give_device(op, asked, queue);
+                    return self.give_device(op, asked, &mut state, who.call, News::None);
                 }
                 Next::Ready(all) | Next::Prepared(all) => Acquire {
                     all,
@@ -165,7 +201,11 @@ impl Session {
             };
             match self.before_giving(queue, &given) {
                 Before::Nothing => {}
-                Before::LookAgain => continue,
+                Before::LookAgain => {
+                    // Other memory of ours.
+                    self.commit(&state);
+                    continue;
+                }
                 Before::Fail(errno) => return Err(errno),
                 Before::MakeImporting => {
                     drop((ways, bounce));
@@ -185,13 +225,20 @@ impl Session {
             // Of our own dma-bufs it has taken all: what it refuses now is not the memory.
             let is_foreign = |way: &Arc<Way>| way.backing().is_some() && !queue.adoption.has(&way.claim);
             let may_be_memory = obstacle.is_none() && ways.iter().any(is_foreign);
+            let mut news = if step.new.is_empty() { News::None } else { News::Memory };
             if let Some(slot) = queue.slots.get_mut(&index) {
+                let shape = |ways: &[Arc<Way>]| ways.iter().map(|way| way.is_imported()).collect::<Vec<_>>();
+                if shape(&slot.ways) != shape(&ways) {
+                    news = News::Memory;
+                }
                 slot.ways = Arc::new(ways);
                 if !step.new.is_empty() {
                     slot.client = Some(Arc::clone(caller.client()));
                 }
             }
-            match self.give_device(op, asked, queue) {
+            let outcome = self.give_device(op, asked, &mut state, who.call, news);
+            let queue = state.queues.of_mut(buf_type);
+            match outcome {
                 Err(errno) if may_be_memory => {
                     tracing::debug!(
                         device = %self.device.path().display(), index, %errno,
@@ -215,9 +262,12 @@ impl Session {
         &self,
         op: QueueOp,
         asked: &PlanarBuffer,
-        queue: &mut QueueState,
+        state: &mut State,
+        call: CallId,
+        news: News,
     ) -> Result<PlanarBuffer, Errno> {
-        let index = asked.head.index;
+        let (index, buf_type) = (asked.head.index, asked.head.buf_type);
+        let queue = state.queues.of_mut(buf_type);
         let slot = queue.slots.get(&index);
         let backing = slot.map(Slot::backing).unwrap_or_default();
         if backing.is_empty() {
@@ -230,6 +280,11 @@ impl Session {
             ways.iter().for_each(|way| way.sync(CpuUse::Write));
         }
         let mut device = queue.core.for_device(asked, &backing);
+        if news == News::Memory || buf_type::is_output(buf_type) {
+            // The device will tell that it has the buffer, and not what was to be in it.
+            self.commit(state);
+        }
+        let queue = state.queues.of_mut(buf_type);
         if let Err(errno) = self.node.buffer_ioctl(op, &mut device) {
             let mut now = PlanarBuffer::blank(asked.head.buf_type, index);
             // Where the device is gone it describes nothing, and nothing matters.
@@ -242,7 +297,10 @@ impl Session {
             _ => queue.core.queued(index),
         }
         queue.given(&ways);
-        Ok(queue.core.reply(&device, asked))
+        queue.ledger.given(op, index, call);
+        let reply = queue.core.reply(&device, asked);
+        self.commit(state);
+        Ok(reply)
     }
 
     /// Finds the ways of all planes and, where the device is to read them, fetches the bytes. A driver sees the memory
@@ -274,7 +332,7 @@ impl Session {
             let way = way.and_then(|way| proving(&look, way, behold)).map_err(|fault| {
                 behold.counters.add(|counters| &counters.faults, 1);
                 tracing::debug!(
-                    device = %self.device.path().display(), pid = %caller.client().process(),
+                    device = %self.device.path().display(), client_pid = %caller.client().process(),
                     client_addr = format_args!("{:#x}", claim.client_addr), length = claim.length, %fault,
                     "QBUF refused: the memory is out of reach"
                 );
@@ -384,32 +442,70 @@ impl Session {
     }
 
     /// `VIDIOC_REMOVE_BUFS`
-    pub(super) fn remove_bufs(&self, request: &mut V4l2RemoveBuffers) -> Result<(), Errno> {
+    pub(super) fn remove_bufs(&self, request: &mut V4l2RemoveBuffers, call: CallId) -> Result<(), Errno> {
         // These may be the last.
         self.stop_watching();
         let mut state = self.lock();
         let asked = *request;
+        if let Some(answer) = state.queues.of(asked.buf_type).ledger.answer(call) {
+            *request = V4l2RemoveBuffers::read_from_bytes(answer).map_err(|_| Errno::EIO)?;
+            return Ok(());
+        }
+        let removing = UnderWay::Removing {
+            by: call.unique,
+            first: asked.index,
+            count: asked.count,
+        };
+        self.under_way(&mut state, asked.buf_type, Some(removing));
+        let outcome = self.remove_now(&mut state, &asked, request);
+        let ledger = &mut state.queues.of_mut(asked.buf_type).ledger;
+        ledger.done = outcome.is_ok().then(|| Done {
+            by: call.unique,
+            answer: request.as_bytes().to_vec(),
+        });
+        self.under_way(&mut state, asked.buf_type, None);
+        outcome
+    }
+
+    fn remove_now(
+        &self,
+        state: &mut State,
+        asked: &V4l2RemoveBuffers,
+        request: &mut V4l2RemoveBuffers,
+    ) -> Result<(), Errno> {
         self.node.remove_bufs(request)?;
+        self.buffers_removed(state, asked);
+        Ok(())
+    }
+
+    /// The device has removed these.
+    pub(super) fn buffers_removed(&self, state: &mut State, asked: &V4l2RemoveBuffers) {
         let queue = state.queues.of_mut(asked.buf_type);
-        queue.removed(&asked);
+        queue.removed(asked);
         if queue.passed.is_some() && !self.has_buffers(queue, asked.buf_type) {
             // The next CREATE_BUFS may be for another memory.
             queue.passed = None;
             queue.core.passes_no_more();
         }
-        Ok(())
     }
 
     /// `VIDIOC_STREAMON` and `VIDIOC_STREAMOFF`: `op` says which.
     pub(super) fn stream(&self, op: QueueOp, buf_type: u32) -> Result<(), Errno> {
         let mut state = self.lock();
-        self.node.stream(op, buf_type)?;
-        let queue = state.queues.of_mut(buf_type);
         if op == QueueOp::Streamon {
-            queue.core.streamon();
+            self.node.stream(op, buf_type)?;
+            state.queues.of_mut(buf_type).core.streamon();
+            self.commit(&state);
             return Ok(());
         }
-        queue.streamoff();
+        // That they all have come back one by one is what the device would tell.
+        self.under_way(&mut state, buf_type, Some(UnderWay::Streamoff));
+        let outcome = self.node.stream(op, buf_type);
+        if outcome.is_ok() {
+            state.queues.of_mut(buf_type).streamoff();
+        }
+        self.under_way(&mut state, buf_type, None);
+        outcome?;
         // A DQBUF that sleeps ends with what the device says now: EINVAL, it does not stream.
         drop(state);
         self.advance_dequeuer(buf_type);

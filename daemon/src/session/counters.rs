@@ -93,8 +93,9 @@ impl Counters {
 
     /// A buffer is about to be given to the client who waited for it since `since`.
     pub(super) fn answered(&self, since: Since, buffer: &V4l2Buffer) {
-        let (begun, stamped) = since.begun(buffer);
-        let us = now_us().saturating_sub(begun);
+        let now = now_us();
+        let (begun, stamped) = since.begun(buffer, now);
+        let us = now.saturating_sub(begun);
         for counters in [Some(self), self.total.as_deref()].into_iter().flatten() {
             counters.latency.count(us);
             counters.stamped.fetch_add(u64::from(stamped), Ordering::Relaxed);
@@ -165,8 +166,9 @@ impl Since {
     }
 
     /// What both had to wait for: the frame and the one who asks for it. The device's timestamp says when the frame was
-    /// there, if it is of this clock and of the frame's end.
-    fn begun(self, buffer: &V4l2Buffer) -> (u64, bool) {
+    /// there, if it is of this clock, of the frame's end, and not later than when we were told: some drivers (vivid) tell
+    /// when it should have been there.
+    fn begun(self, buffer: &V4l2Buffer, now_us: u64) -> (u64, bool) {
         let ours = buffer.flags & buf_flag::TIMESTAMP_MASK == MONOTONIC && buffer.flags & SOURCE_MASK == 0;
         let [seconds, us] = buffer.timestamp;
         let stamp = u64::try_from(seconds).ok().and_then(|seconds| {
@@ -174,7 +176,8 @@ impl Since {
                 .checked_mul(1_000_000)?
                 .checked_add(u64::try_from(us).ok()?)
         });
-        match stamp.filter(|stamp| ours && *stamp != 0) {
+        let latest = self.ready_us.unwrap_or(now_us);
+        match stamp.filter(|stamp| ours && *stamp != 0 && *stamp <= latest) {
             Some(stamp) => (stamp.max(self.asked_us), true),
             None => (self.ready_us.unwrap_or(self.asked_us), false),
         }
@@ -239,16 +242,20 @@ mod tests {
             timestamp: [3, us],
             ..V4l2Buffer::default()
         };
-        let (asked, ready) = (3_000_100, Some(3_000_900));
+        let (asked, ready, now) = (3_000_100, Some(3_000_900), 3_001_000);
         let since = |ready_us| Since {
             asked_us: asked,
             ready_us,
         };
         // A client that waited, and one that came late.
-        assert_eq!(since(ready).begun(&stamped(MONOTONIC, 500)), (3_000_500, true));
-        assert_eq!(since(None).begun(&stamped(MONOTONIC, 50)), (asked, true));
-        // The start of the exposure, a copied stamp, none, nonsense.
+        assert_eq!(
+            since(ready).begun(&stamped(MONOTONIC, 500), now),
+            (3_000_500, true)
+        );
+        assert_eq!(since(None).begun(&stamped(MONOTONIC, 50), now), (asked, true));
+        // The start of the exposure, a copied stamp, one of the future, none, nonsense.
         for other in [
+            stamped(MONOTONIC, 1001),
             stamped(MONOTONIC | 0x10000, 500),
             stamped(0x4000, 500),
             V4l2Buffer {
@@ -261,8 +268,8 @@ mod tests {
                 ..V4l2Buffer::default()
             },
         ] {
-            assert_eq!(since(ready).begun(&other), (3_000_900, false));
-            assert_eq!(since(None).begun(&other), (asked, false));
+            assert_eq!(since(ready).begun(&other, now), (3_000_900, false));
+            assert_eq!(since(None).begun(&other, now), (asked, false));
         }
     }
 }

@@ -9,7 +9,9 @@ use vidcompat_proto::queue::Delivery;
 use zerocopy::IntoBytes;
 
 use super::counters::{Counters, Since};
+use super::ledger::CallId;
 use super::proof::Proven;
+use super::queues::QueueState;
 use super::serve::Way;
 use super::{Blocking, BoxedWaiter, Requester, Session, State};
 use crate::client::{BlockedThread, Client};
@@ -73,6 +75,25 @@ struct Served {
     damaged: bool,
 }
 
+/// The bytes of the buffer that `reply` tells of, and where they belong.
+fn bytes_of(queue: &QueueState, reply: &PlanarBuffer, deliveries: Vec<Delivery>) -> Bytes {
+    if deliveries.is_empty() {
+        return Bytes::None;
+    }
+    let served = queue.slots.get(&reply.head.index).and_then(|slot| {
+        Some(Served {
+            ways: Arc::clone(&slot.ways),
+            bounce: slot.planes.clone(),
+            client: slot.client.clone()?,
+            importer: queue.importer.unwrap_or(Importer::Unknown),
+            counters: Arc::clone(&queue.counters),
+            proven: Arc::clone(&queue.proven),
+            damaged: reply.head.flags & buf_flag::ERROR != 0,
+        })
+    });
+    served.map_or(Bytes::Unknown, |served| Bytes::Served(deliveries, served))
+}
+
 impl Session {
     /// `VIDIOC_DQBUF`: `waiter` is answered now or later.
     pub fn dequeue(self: &Arc<Self>, argument: &V4l2Buffer, blocking: Blocking, waiter: BoxedWaiter) {
@@ -94,7 +115,10 @@ impl Session {
             who,
             since,
         };
-        let first = self.try_dequeue(&mut self.lock(), &dequeuer.asked);
+        if let Some(again) = self.dequeued_before(&dequeuer) {
+            return self.finish(dequeuer, Ok(again));
+        }
+        let first = self.try_dequeue(&mut self.lock(), &dequeuer.asked, who.call);
         if !matches!(first, Err(Errno::EAGAIN)) || self.is_nonblocking(blocking) {
             return self.finish(dequeuer, first);
         }
@@ -123,17 +147,61 @@ impl Session {
     }
 
     /// Asks the device, without waiting.
-    fn try_dequeue(&self, state: &mut State, asked: &PlanarBuffer) -> Result<Dequeued, Errno> {
+    fn try_dequeue(
+        &self,
+        state: &mut State,
+        asked: &PlanarBuffer,
+        call: CallId,
+    ) -> Result<Dequeued, Errno> {
+        let dequeued = self.dequeue_one(state, asked)?;
+        if self.is_kept() {
+            let ledger = &mut state.queues.of_mut(asked.head.buf_type).ledger;
+            ledger.returned(&dequeued.reply, call);
+            self.commit(state);
+        }
+        Ok(dequeued)
+    }
+
+    /// What request `dequeuer` has got already, from a daemon before us that did not live to answer it. Its bytes are
+    /// brought once more.
+    fn dequeued_before(&self, dequeuer: &Dequeuer) -> Option<Dequeued> {
+        let call = dequeuer.who.call;
+        if !call.is_resent {
+            return None;
+        }
+        let state = self.lock();
+        let queue = state.queues.of(dequeuer.asked.head.buf_type);
+        let reply = queue.ledger.was_returned(call)?.clone();
+        let deliveries = match queue.passed {
+            Some(_) => Vec::new(),
+            None => queue.core.deliveries(&reply)?,
+        };
+        let bytes = bytes_of(queue, &reply, deliveries);
+        Some(Dequeued {
+            reply,
+            bytes,
+            counters: Arc::clone(&queue.counters),
+        })
+    }
+
+    fn dequeue_one(&self, state: &mut State, asked: &PlanarBuffer) -> Result<Dequeued, Errno> {
         let buf_type = asked.head.buf_type;
         let queue = state.queues.of_mut(buf_type);
         queue.core.dqbuf(buf_type)?;
         // Only what vb2 looks at. Its flags it would take for the driver's where the call fails, as a call of ours that
         // does not wait often does (videobuf2-v4l2.c:854). Planes as many as the client has room for: with too few a
         // driver gives no buffer away.
-        let mut device = PlanarBuffer::blank(buf_type, 0);
-        device.head.memory = asked.head.memory;
-        device.planes.truncate(asked.planes.len());
-        self.node.buffer_ioctl(QueueOp::Dqbuf, &mut device)?;
+        let mut device = match queue.ledger.next_lost() {
+            // A daemon before us has got it, and nobody was told.
+            Some(index) => self.query(buf_type, index)?,
+            None => {
+                let mut device = PlanarBuffer::blank(buf_type, 0);
+                device.head.memory = asked.head.memory;
+                device.planes.truncate(asked.planes.len());
+                self.node.buffer_ioctl(QueueOp::Dqbuf, &mut device)?;
+                device
+            }
+        };
         let index = device.head.index;
         if let Some(passed) = &mut queue.passed {
             passed.dequeued(index);
@@ -155,22 +223,7 @@ impl Session {
         let reply = queue.core.reply(&device, asked);
         let slot = queue.slots.get(&device.head.index);
         queue.count(slot.map(|slot| &slot.ways[..]).unwrap_or_default());
-        let served = slot.and_then(|slot| {
-            Some(Served {
-                ways: Arc::clone(&slot.ways),
-                bounce: slot.planes.clone(),
-                client: slot.client.clone()?,
-                importer: queue.importer.unwrap_or(Importer::Unknown),
-                counters: Arc::clone(&queue.counters),
-                proven: Arc::clone(&queue.proven),
-                damaged: device.head.flags & buf_flag::ERROR != 0,
-            })
-        });
-        let bytes = match served {
-            _ if deliveries.is_empty() => Bytes::None,
-            Some(served) => Bytes::Served(deliveries, served),
-            None => Bytes::Unknown,
-        };
+        let bytes = bytes_of(queue, &reply, deliveries);
         Ok(Dequeued {
             reply,
             bytes,
@@ -207,7 +260,7 @@ impl Session {
                     if let Err(fault) = self.deliver_plane(at, delivery, &served, reply.head.buf_type, caller)
                     {
                         tracing::debug!(
-                            device = %self.device.path().display(), pid = %served.client.process(),
+                            device = %self.device.path().display(), client_pid = %served.client.process(),
                             index = reply.head.index, %fault,
                             "a frame could not be delivered to the client; the buffer is flagged as damaged"
                         );
@@ -230,6 +283,10 @@ impl Session {
     ) -> Result<(), MemoryFault> {
         let Served { client, counters, .. } = served;
         let way = served.ways.get(at).ok_or(MemoryFault::Fault)?;
+        if way.is_inherited() {
+            self.show_inherited(delivery, served, buf_type, caller);
+            return Ok(());
+        }
         if way.backing().is_some() {
             way.show();
             // Of a frame that the driver calls damaged nothing need have arrived.
@@ -266,6 +323,25 @@ impl Session {
         }
     }
 
+    /// What the device has written to the client's own memory, which a daemon before us gave it: whoever dequeues finds the
+    /// dma-buf once more, to be synced.
+    fn show_inherited(
+        &self,
+        delivery: &Delivery,
+        served: &Served,
+        buf_type: u32,
+        caller: Option<&BlockedThread>,
+    ) {
+        let owner = caller.filter(|caller| caller.client().key() == served.client.key());
+        let found = owner.map(|owner| {
+            let look = self.look_of(owner, buf_type, served.importer);
+            Way::find(&look, delivery.claim, |_| Ok(()))
+        });
+        if let Some(Ok(way)) = found {
+            way.show();
+        }
+    }
+
     fn tell_lost(&self, way: &Way, arrived: bool) -> Result<(), MemoryFault> {
         if arrived {
             return Ok(());
@@ -297,7 +373,7 @@ impl Session {
         let mut dequeuer = queue.dequeuer.take()?;
         queue.core.set_waiting(false);
         dequeuer.since.is_ready();
-        match self.try_dequeue(state, &dequeuer.asked) {
+        match self.try_dequeue(state, &dequeuer.asked, dequeuer.who.call) {
             Err(Errno::EAGAIN) => {
                 let queue = state.queues.of_mut(buf_type);
                 queue.core.set_waiting(true);

@@ -1,15 +1,14 @@
 //! What all sessions of one real node share: where it is, what it can do, what may be spent on it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::sys::stat::{major, minor};
 use tokio::runtime::Handle;
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::v4l2::{V4l2RequestBuffers, memory};
@@ -19,7 +18,7 @@ use super::counters::Counters;
 use crate::backend::v4l2::RealNode;
 use crate::memory::{Budget, Heap};
 use crate::observe::model;
-use crate::resolve::{Importer, OwnBuffers, Policy};
+use crate::resolve::{Importer, OwnBuffers, Policy, importer_of};
 
 /// What a device is served with.
 #[derive(Clone, Debug)]
@@ -56,7 +55,7 @@ pub struct Device {
     identity: Identity,
     /// By number: does the driver know the ioctl?
     known: [OnceLock<bool>; 256],
-    capabilities: Mutex<HashMap<u32, u32>>,
+    capabilities: Mutex<BTreeMap<u32, u32>>,
     importer: OnceLock<Option<Importer>>,
     refuses_heap: AtomicBool,
     complained: Mutex<Option<Instant>>,
@@ -183,30 +182,24 @@ impl Device {
     /// How its queues use what they import, as far as the modules tell that its driver's module uses: one of vb2's three
     /// kinds of memory, and no other.
     pub(super) fn module_importer(&self) -> Option<Importer> {
-        *self.importer.get_or_init(|| {
-            let (major, minor) = (major(self.identity.2), minor(self.identity.2));
-            let driver = format!("/sys/dev/char/{major}:{minor}/device/driver/module");
-            let module = fs::read_link(driver).ok()?;
-            let holds = |kind: &str| {
-                let holders = Path::new("/sys/module").join(kind).join("holders");
-                module
-                    .file_name()
-                    .is_some_and(|module| holders.join(module).exists())
-            };
-            let kinds = ["videobuf2_vmalloc", "videobuf2_dma_contig", "videobuf2_dma_sg"].map(holds);
-            match kinds {
-                [true, false, false] => Some(Importer::Vmalloc),
-                [false, true, false] => Some(Importer::Contiguous),
-                [false, false, true] => Some(Importer::Scattered),
-                _ => None,
-            }
-        })
+        *self.importer.get_or_init(|| importer_of(self.identity.2))
     }
 
     /// Does the driver know the ioctl of `row`, which has a probe? Asked once.
     pub(super) fn knows(&self, node: &RealNode, row: &'static Row) -> bool {
         let Some(probe) = row.probe else { return true };
         *self.known[usize::from(probe)].get_or_init(|| node.knows(vidcompat_proto::ioctl::row(probe)))
+    }
+
+    /// What its queues have told so far, for a daemon after us.
+    pub(super) fn known_capabilities(&self) -> MutexGuard<'_, BTreeMap<u32, u32>> {
+        self.capabilities.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a daemon before us has learned of it.
+    pub(super) fn learn(&self, capabilities: &[(u32, u32)], refuses_heap: bool) {
+        self.known_capabilities().extend(capabilities.iter().copied());
+        self.refuses_heap.fetch_or(refuses_heap, Ordering::Relaxed);
     }
 
     /// Has its queue told that its driver is none of vb2's?

@@ -9,6 +9,7 @@ use std::sync::{Arc, MutexGuard};
 use vidcompat_proto::Errno;
 use vidcompat_proto::abi::v4l2::{V4l2ExportBuffer, V4l2RequestBuffers, buf_cap, memory};
 
+use super::ledger::UnderWay;
 use super::queues::{QueueState, Slot};
 use super::{Session, State};
 use crate::memory::{BounceBuffer, Provider};
@@ -42,7 +43,10 @@ impl Session {
         if !queue.core.is_idle() || !whole || !queue.slots.values().all(unused) {
             return Some(IN_USE);
         }
-        match self.export_queue(queue, buf_type, tid) {
+        self.under_way(&mut state, buf_type, Some(UnderWay::Exporting));
+        let exported = self.export_queue(state.queues.of_mut(buf_type), buf_type, tid);
+        self.under_way(&mut state, buf_type, None);
+        match exported {
             Ok(()) => None,
             Err(errno) => {
                 tracing::debug!(

@@ -16,12 +16,17 @@ mod dequeue;
 mod device;
 mod events;
 mod export;
+mod keep;
+mod ledger;
 mod passed;
 mod planes;
 mod poll;
 mod proof;
 mod queues;
 mod read;
+mod reconcile;
+mod record;
+mod restore;
 mod retry;
 mod seek;
 mod serve;
@@ -48,13 +53,19 @@ use crate::tickets::Tickets;
 
 use dequeue::Dequeuer;
 use events::EventQueue;
+use keep::Keeping;
 use poll::PollWait;
 use queues::{QueueState, Queues};
 use read::FrameReader;
+use record::{ExportImage, ExportedPlane};
 use write::FrameWriter;
 
 pub(crate) use counters::now_us;
 pub use device::{Device, DeviceOptions};
+pub use keep::Shelf;
+pub use ledger::CallId;
+pub use read::Piece;
+pub use record::{Lost, Opening};
 
 /// Somebody whose call may have to wait, for bytes or for a count of bytes.
 pub trait Waiter<T: ?Sized = [u8]>: Send {
@@ -80,6 +91,8 @@ pub struct Requester {
     pub abi: ClientAbi,
     /// What it has beside the node.
     pub help: Help,
+    /// The request.
+    pub call: CallId,
 }
 
 /// Who calls, and how: enough to find out whether the file is in non-blocking mode.
@@ -100,6 +113,16 @@ struct State {
     /// Somebody who reads or writes is served by the clock.
     retrying: bool,
     poll: Option<PollWait>,
+    /// Whom to tell of readiness, as a daemon after us needs it; 0: nobody has polled.
+    poll_handle: u64,
+    /// The shim's tokens of this file, by user.
+    tokens: Vec<(u32, [u8; 16])>,
+    /// The last DQEVENT and what it got.
+    last_event: Option<(u64, Vec<u8>)>,
+    /// What EXPBUF has left for the shim, by ticket.
+    tickets: Vec<(u32, ExportedPlane)>,
+    /// Buffers of the device's own that a client has mapped.
+    exports: Vec<ExportImage>,
     /// No further call may wait: the node is going away.
     ending: bool,
 }
@@ -119,14 +142,23 @@ pub struct Session {
     /// O_ACCMODE of the open.
     access_mode: libc::c_int,
     exported: Tickets,
+    opening: Opening,
+    /// `None`: it ends with us.
+    keeping: Option<Keeping>,
 }
 
 impl Session {
-    /// Opens the real node with the access mode and O_NONBLOCK of `flags`.
+    /// Opens the real node with the access mode and O_NONBLOCK of the flags. On a shelf it outlives us, as file `fh`.
     ///
     /// # Errors
     /// What the driver says.
-    pub fn open(device: &Arc<Device>, flags: libc::c_int) -> Result<Arc<Self>, Errno> {
+    pub fn open(
+        device: &Arc<Device>,
+        opening: Opening,
+        fh: u64,
+        shelf: Option<&Shelf>,
+    ) -> Result<Arc<Self>, Errno> {
+        let flags = opening.flags;
         let node = RealNode::open(device.path(), flags)
             .and_then(|node| device.is_still(node))
             .map_err(|error| {
@@ -136,28 +168,56 @@ impl Session {
                     Some(errno) => Errno::from_raw(errno),
                 }
             })?;
+        let keeping = shelf.and_then(|shelf| {
+            let begun = Keeping::begin(shelf, fh, node.descriptor());
+            begun
+                .inspect_err(|error| {
+                    tracing::warn!(
+                        device = %device.path().display(), %error,
+                        "a file cannot be put into the fd store: it will not outlive this daemon"
+                    );
+                })
+                .ok()
+        });
+        let state = State {
+            queues: Queues::counted(device.totals()),
+            frames: FrameReader::counted(&device.totals()[0]),
+            writer: FrameWriter::counted(&device.totals()[1]),
+            ..State::default()
+        };
+        let session = Self::with(device, node, opening, keeping, Clients::default(), state);
+        session.commit_now();
+        Ok(session)
+    }
+
+    fn with(
+        device: &Arc<Device>,
+        node: RealNode,
+        opening: Opening,
+        keeping: Option<Keeping>,
+        clients: Clients,
+        state: State,
+    ) -> Arc<Self> {
         device.files_changed();
         let descriptor = node.descriptor();
+        let last_ticket = state.tickets.last().map_or(0, |(ticket, _)| *ticket);
         let session = Arc::new(Self {
             device: Arc::clone(device),
             node,
-            clients: Mutex::default(),
-            state: Mutex::new(State {
-                queues: Queues::counted(device.totals()),
-                frames: FrameReader::counted(&device.totals()[0]),
-                writer: FrameWriter::counted(&device.totals()[1]),
-                ..State::default()
-            }),
+            clients: Mutex::new(clients),
+            state: Mutex::new(state),
             watch: Mutex::default(),
             looks: AtomicU64::new(0),
             flags: Mutex::default(),
-            opened_nonblocking: flags & libc::O_NONBLOCK != 0,
-            access_mode: flags & libc::O_ACCMODE,
-            exported: Tickets::default(),
+            opened_nonblocking: opening.flags & libc::O_NONBLOCK != 0,
+            access_mode: opening.flags & libc::O_ACCMODE,
+            exported: Tickets::after(last_ticket),
+            opening,
+            keeping,
         });
         let watch = Watch::start(device.runtime(), descriptor, Waiting(Arc::downgrade(&session)));
         *session.watch.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
-        Ok(session)
+        session
     }
 
     /// The last reference to the file is gone: when this returns, the real node is closed (a node that one process
@@ -171,13 +231,24 @@ impl Session {
         // A thread that has just answered the client's last call may not have let go of the session yet; one that has asked
         // the driver for the shim lets go when the driver has answered.
         let (mut session, mut tries) = (self, 0_u32);
-        while let Err(shared) = Arc::try_unwrap(session) {
-            session = shared;
+        loop {
+            session = match Arc::try_unwrap(session) {
+                Ok(alone) => return alone.forget(),
+                Err(shared) => shared,
+            };
             tries = tries.saturating_add(1);
             match tries {
                 ..1000 => std::thread::yield_now(),
                 _ => std::thread::sleep(Duration::from_millis(1)),
             }
+        }
+    }
+
+    /// The file is closed. No daemon after us finds it, and only then is anything let go of.
+    fn forget(self) {
+        let Self { keeping, .. } = self;
+        if let Some(keeping) = keeping {
+            keeping.end();
         }
     }
 
@@ -218,7 +289,7 @@ impl Session {
         clients.of_thread(tid).map_err(|error| {
             if self.device.may_complain() {
                 tracing::warn!(
-                    device = %self.device.path().display(), tid, %error,
+                    device = %self.device.path().display(), client_tid = tid, %error,
                     "the memory of a client cannot be reached: vidcompatd needs CAP_SYS_PTRACE and must share its pid namespace"
                 );
             }
@@ -272,7 +343,7 @@ impl Session {
         match op {
             QueueOp::Reqbufs => with(argument, |request| self.reqbufs(request, who)),
             QueueOp::CreateBufs => with(argument, |request| self.create_bufs(request, who)),
-            QueueOp::RemoveBufs => with(argument, |request| self.remove_bufs(request)),
+            QueueOp::RemoveBufs => with(argument, |request| self.remove_bufs(request, who.call)),
             QueueOp::Querybuf | QueueOp::Qbuf | QueueOp::PrepareBuf => {
                 with(argument, |head: &mut V4l2Buffer| {
                     let asked = self.fetch_planes(*head, who)?;
@@ -300,7 +371,7 @@ impl Session {
             .is_nonblocking(who.who.tid, who.call, self.device.generation())
             .unwrap_or_else(|| {
                 tracing::debug!(
-                    tid = who.who.tid,
+                    client_tid = who.who.tid,
                     "O_NONBLOCK of a waiting call cannot be read; that of the open counts"
                 );
                 self.opened_nonblocking

@@ -14,6 +14,7 @@ use vidcompat_proto::queue::Queue;
 
 use super::Session;
 use super::counters::Served;
+use super::ledger::CallId;
 use crate::client::BlockedThread;
 
 /// No fd: the driver answers as for one that the client does not have.
@@ -23,37 +24,63 @@ const NO_FD: u32 = u32::MAX;
 #[derive(Debug)]
 pub(super) struct Passed {
     /// `V4L2_MEMORY_*`
-    memory: u32,
+    pub(super) memory: u32,
     /// Numbers of its own buffers that were asked for, by index: never used for another buffer.
-    ids: BTreeMap<u32, u64>,
+    pub(super) ids: BTreeMap<u32, u64>,
     /// No buffer has a higher index, nor this.
-    end: u32,
+    pub(super) end: u32,
     /// Dma-bufs by index of the buffer.
-    imported: BTreeMap<u32, Imported>,
+    pub(super) imported: BTreeMap<u32, Imported>,
 }
+
+/// The next name of a buffer.
+static NEXT_NAME: AtomicU64 = AtomicU64::new(1);
 
 /// What the client has given for a buffer last. Our fds stay open as long, so that a number that the driver repeats has
 /// one meaning.
 #[derive(Debug, Default)]
-struct Imported {
+pub(super) struct Imported {
     /// The driver keeps what it has, whatever the next QBUF says.
-    prepared: bool,
-    planes: Vec<Plane>,
+    pub(super) prepared: bool,
+    pub(super) planes: Vec<Plane>,
     /// The client's number of the request that it was queued in, which the driver repeats as ours.
-    request_fd: u32,
+    pub(super) request_fd: u32,
 }
 
 #[derive(Debug)]
-struct Plane {
-    client_fd: u32,
-    ours: Option<OwnedFd>,
+pub(super) struct Plane {
+    pub(super) client_fd: u32,
+    ours: Ours,
+}
+
+#[derive(Debug)]
+enum Ours {
+    Fd(OwnedFd),
+    /// What it was in a daemon before us. The device has the dma-buf, and repeats the number.
+    Was(u32),
+    None,
 }
 
 impl Plane {
+    /// As a daemon before us has left it.
+    pub(super) fn again(client_fd: u32, our_number: Option<u32>) -> Self {
+        Self {
+            client_fd,
+            ours: our_number.map_or(Ours::None, Ours::Was),
+        }
+    }
+
+    /// Our number of it, if it was a dma-buf.
+    pub(super) fn our_number(&self) -> Option<u32> {
+        match &self.ours {
+            Ours::Fd(fd) => Some(fd.as_raw_fd().cast_unsigned()),
+            Ours::Was(number) => Some(*number),
+            Ours::None => None,
+        }
+    }
+
     fn number(&self) -> u32 {
-        self.ours
-            .as_ref()
-            .map_or(NO_FD, |fd| fd.as_raw_fd().cast_unsigned())
+        self.our_number().unwrap_or(NO_FD)
     }
 }
 
@@ -77,10 +104,16 @@ impl Passed {
         self.end = self.end.max(end);
     }
 
+    /// The names that a daemon before us gave are nobody else's.
+    pub(super) fn named_again(&mut self, names: &[(u32, u64)]) {
+        self.ids.extend(names.iter().copied());
+        let highest = names.iter().map(|(_, name)| name.saturating_add(1)).max();
+        NEXT_NAME.fetch_max(highest.unwrap_or_default(), Ordering::Relaxed);
+    }
+
     /// Names buffer `index` from now on, as long as it is not removed: another one can get its index.
     pub(super) fn name(&mut self, index: u32) -> u64 {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        let next = || NEXT.fetch_add(1, Ordering::Relaxed);
+        let next = || NEXT_NAME.fetch_add(1, Ordering::Relaxed);
         *self.ids.entry(index).or_insert_with(next)
     }
 
@@ -175,6 +208,7 @@ impl Session {
         op: QueueOp,
         asked: &PlanarBuffer,
         caller: Option<&BlockedThread>,
+        call: CallId,
     ) -> Result<PlanarBuffer, Errno> {
         let head = &asked.head;
         let in_request = head.flags & buf_flag::REQUEST_FD != 0;
@@ -188,7 +222,9 @@ impl Session {
         let brought = || {
             let plane = |plane: &V4l2Plane| Plane {
                 client_fd: low_half(plane.m),
-                ours: caller.and_then(|caller| caller.dma_buf(low_half(plane.m).cast_signed())),
+                ours: caller
+                    .and_then(|caller| caller.dma_buf(low_half(plane.m).cast_signed()))
+                    .map_or(Ours::None, Ours::Fd),
             };
             asked.planes.iter().map(plane).collect::<Vec<_>>()
         };
@@ -200,6 +236,7 @@ impl Session {
         };
         let mut state = self.lock();
         let queue = state.queues.of_mut(head.buf_type);
+        let ledger = &mut queue.ledger;
         let Some(passed) = &mut queue.passed else {
             // Another thread has called REQBUFS meanwhile.
             return Err(Errno::EINVAL);
@@ -237,7 +274,10 @@ impl Session {
             }
         }
         outcome?;
-        Ok(passed.reply(&device, asked))
+        ledger.given(op, head.index, call);
+        let reply = passed.reply(&device, asked);
+        self.commit(&state);
+        Ok(reply)
     }
 
     /// No requests for dma-bufs, which a driver looks up by their numbers when the *client* queues the request: what a queue without them says, after its other checks.

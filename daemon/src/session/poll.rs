@@ -9,6 +9,14 @@ use super::{Session, State};
 use crate::backend::v4l2::RealNode;
 use crate::backend::{Readiness, Wanted};
 
+/// What can be dequeued although the device has it no more: a daemon before us has got it.
+fn lost(state: &State) -> PollFlags {
+    let of = |has_lost, flags| if has_lost { flags } else { PollFlags::empty() };
+    let [capture, output] = state.queues.each().map(|queue| queue.ledger.has_lost());
+    of(capture, PollFlags::POLLIN | PollFlags::POLLRDNORM)
+        | of(output, PollFlags::POLLOUT | PollFlags::POLLWRNORM)
+}
+
 /// Somebody polls the file and wants to hear of a change.
 pub(super) struct PollWait {
     events: PollFlags,
@@ -35,15 +43,19 @@ impl PollWait {
 }
 
 impl Session {
-    /// What is ready of `events`. If somebody waits, `notify` is called once when that changes.
-    pub fn poll(&self, events: PollFlags, notify: Option<Box<dyn Fn() + Send>>) -> PollFlags {
+    /// What is ready of `events`. If somebody waits, `notify` is called once when that changes; a daemon after us tells
+    /// whoever has `handle`.
+    pub fn poll(&self, events: PollFlags, handle: u64, notify: Option<Box<dyn Fn() + Send>>) -> PollFlags {
         let mut state = self.lock();
         if state.ending {
             return PollFlags::POLLERR | PollFlags::POLLHUP;
         }
         // A node cannot be polled for what its watch waits for before the client has asked: first this, then that.
-        let ready = self.node.poll(events);
+        let ready = self.node.poll(events) | (lost(&state) & events);
         let Some(notify) = notify else { return ready };
+        if std::mem::replace(&mut state.poll_handle, handle) != handle {
+            self.commit(&state);
+        }
         // Several threads may poll one file; all are woken by one notification and look again.
         let others = state.poll.as_ref().map_or(PollFlags::empty(), |wait| wait.events);
         state.poll = Some(PollWait {

@@ -10,6 +10,7 @@ use vidcompat_proto::queue::{Backing, Queue};
 use super::adoption::Adoption;
 use super::counters::{Counters, Served};
 use super::dequeue::Dequeuer;
+use super::ledger::Ledger;
 use super::passed::Passed;
 use super::proof::Proven;
 use super::serve::Way;
@@ -61,7 +62,7 @@ pub(super) struct QueueState {
     pub(super) refused: Vec<String>,
     pub(super) counters: Arc<Counters>,
     /// What the device counts, whatever becomes of this queue.
-    total: Option<Arc<Counters>>,
+    pub(super) total: Option<Arc<Counters>>,
     /// What stands in clients' address spaces.
     pub(super) adoption: Adoption,
     /// The dma-bufs that frames were seen to arrive in, or not.
@@ -69,13 +70,25 @@ pub(super) struct QueueState {
     /// The imports that were given last, for a client that moves its pointers about: at most as many as there are
     /// buffers, for they keep its memory alive.
     pub(super) recent: VecDeque<Arc<Way>>,
+    /// Which requests have done what.
+    pub(super) ledger: Ledger,
     /// The one that sleeps in DQBUF; vb2 allows no second.
     pub(super) dequeuer: Option<Dequeuer>,
 }
 
 impl QueueState {
+    /// Without buffers, counted for the device as well.
+    pub(super) fn counted(total: &Arc<Counters>) -> Self {
+        Self {
+            counters: Counters::under(Some(total)),
+            total: Some(Arc::clone(total)),
+            ..Self::default()
+        }
+    }
+
     pub(super) fn forget_buffers(&mut self) {
         self.core.freed();
+        self.ledger.forget_buffers();
         self.slots.clear();
         self.passed = None;
         self.provider = None;
@@ -89,7 +102,7 @@ impl QueueState {
 
     /// The device has taken a buffer that is served so.
     pub(super) fn given(&mut self, ways: &[Arc<Way>]) {
-        for way in ways.iter().filter(|way| way.backing().is_some()) {
+        for way in ways.iter().filter(|way| way.backing().is_some() && !way.is_inherited()) {
             self.recent.retain(|recent| recent.claim != way.claim);
             self.recent.push_back(Arc::clone(way));
         }
@@ -130,6 +143,7 @@ impl QueueState {
     pub(super) fn removed(&mut self, request: &V4l2RemoveBuffers) {
         let end = request.index.saturating_add(request.count);
         self.core.removed(request);
+        self.ledger.removed(&(request.index..end));
         self.slots
             .retain(|index, _| !(request.index..end).contains(index));
         if let Some(passed) = &mut self.passed {
@@ -139,6 +153,7 @@ impl QueueState {
 
     pub(super) fn streamoff(&mut self) {
         self.core.streamoff();
+        self.ledger.streamoff();
         let ways = self.slots.values().flat_map(|slot| slot.ways.iter());
         ways.for_each(|way| way.prove_no_more());
         if let Some(passed) = &mut self.passed {
@@ -157,14 +172,9 @@ pub(super) struct Queues {
 impl Queues {
     /// Without buffers; what goes through is also counted for the device: what it captures, and what it puts out.
     pub(super) fn counted(totals: &[Arc<Counters>; 2]) -> Self {
-        let queue = |total: &Arc<Counters>| QueueState {
-            counters: Counters::under(Some(total)),
-            total: Some(Arc::clone(total)),
-            ..QueueState::default()
-        };
         Self {
-            capture: queue(&totals[0]),
-            output: queue(&totals[1]),
+            capture: QueueState::counted(&totals[0]),
+            output: QueueState::counted(&totals[1]),
         }
     }
 

@@ -6,6 +6,9 @@
 //! it is.
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use vidcompat_proto::Errno;
@@ -13,8 +16,10 @@ use vidcompat_proto::abi::format::capture_types;
 use vidcompat_proto::abi::v4l2::buf_type;
 
 use super::counters::{Counters, Served};
-use super::{BoxedWaiter, Session, State};
+use super::record::{PieceImage, ReaderImage};
+use super::{BoxedWaiter, CallId, Session, State};
 use crate::memory::Charge;
+use crate::survive::Kept;
 
 /// Room for a frame where the format does not tell its size.
 const UNKNOWN_FRAME: u64 = 1 << 20;
@@ -27,13 +32,24 @@ struct Frame {
     filled: usize,
     taken: usize,
     /// Given back when the memory is.
-    _charge: Charge,
+    charge: Charge,
+}
+
+/// A piece of a call.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    /// Bytes that the call has got, or written, already.
+    pub offset: u64,
+    /// The calling thread.
+    pub tid: u32,
+    /// The request.
+    pub call: CallId,
 }
 
 /// Somebody who sleeps in read().
 struct Sleeper {
     size: usize,
-    tid: u32,
+    piece: Piece,
     waiter: BoxedWaiter,
 }
 
@@ -41,11 +57,62 @@ struct Sleeper {
 #[derive(Default)]
 pub(super) struct FrameReader {
     frame: Option<Frame>,
+    /// The same bytes, or those of the last piece of a stream, for a daemon after us.
+    copy: Option<(File, Kept)>,
+    /// The last piece that was handed out; where it is in the copy.
+    last: Option<PieceImage>,
     waiting: VecDeque<Sleeper>,
     counters: Arc<Counters>,
 }
 
 impl FrameReader {
+    /// As a daemon before us has left it. Its frame is paid for by `charge`.
+    pub(super) fn again(
+        image: &ReaderImage,
+        copy: Option<(File, Kept)>,
+        charge: impl FnOnce(i32, u64) -> Charge,
+        total: &Arc<Counters>,
+    ) -> io::Result<Self> {
+        let mut frame = None;
+        if let (Some((room, payer)), Some((file, _))) = (image.room, &copy) {
+            let mut bytes = vec![0; usize::try_from(room).map_err(io::Error::other)?];
+            let filled = usize::try_from(image.filled).map_err(io::Error::other)?;
+            let rest = bytes.get_mut(..filled).ok_or(io::ErrorKind::InvalidData)?;
+            file.read_exact_at(rest, 0)?;
+            frame = Some(Frame {
+                taken: filled.min(usize::try_from(image.taken).map_err(io::Error::other)?),
+                filled,
+                bytes,
+                charge: charge(payer.unwrap_or_default(), room),
+            });
+        }
+        Ok(Self {
+            frame,
+            copy,
+            last: image.last,
+            ..Self::counted(total)
+        })
+    }
+
+    pub(super) fn image(&self) -> ReaderImage {
+        let frame = self.frame.as_ref();
+        ReaderImage {
+            room: frame.map(|frame| (frame.bytes.len() as u64, Some(frame.charge.client()))),
+            filled: frame.map_or(0, |frame| frame.filled as u64),
+            taken: frame.map_or(0, |frame| frame.taken as u64),
+            last: self.last,
+        }
+    }
+
+    /// The piece that `call` has got from a daemon before us, which did not live to answer.
+    fn again_for(&self, call: CallId) -> Option<Vec<u8>> {
+        let last = self.last.filter(|last| call.is_resent && last.by == call.unique)?;
+        let mut bytes = vec![0; usize::try_from(last.len).ok()?];
+        let (file, _) = self.copy.as_ref()?;
+        file.read_exact_at(&mut bytes, last.from).ok()?;
+        Some(bytes)
+    }
+
     /// Nothing is read yet; what will be is also counted for the device.
     pub(super) fn counted(total: &Arc<Counters>) -> Self {
         Self {
@@ -83,22 +150,14 @@ impl FrameReader {
 }
 
 impl Session {
-    /// A piece of a read(2) by thread `tid`: `size` bytes after the `offset` that the call has got already. `waiter` is
-    /// answered now or later.
-    pub fn read(
-        self: &Arc<Self>,
-        offset: u64,
-        size: usize,
-        tid: u32,
-        nonblocking: bool,
-        mut waiter: BoxedWaiter,
-    ) {
+    /// A piece of a read(2) of `size` bytes. `waiter` is answered now or later.
+    pub fn read(self: &Arc<Self>, piece: Piece, size: usize, nonblocking: bool, mut waiter: BoxedWaiter) {
         let mut state = self.lock();
         let first = if self.reads_frames() && !state.frames.is_idle() {
             // vb2 lets nobody in while another one sleeps (videobuf2-core.c, __vb2_perform_fileio).
             Err(Errno::EBUSY)
         } else {
-            self.try_read(&mut state, offset, size, tid)
+            self.try_read(&mut state, piece, size)
         };
         match first {
             Err(Errno::EAGAIN) if !nonblocking && !state.ending => {
@@ -106,7 +165,7 @@ impl Session {
                     drop(state);
                     return waiter.restart();
                 }
-                state.frames.waiting.push_back(Sleeper { size, tid, waiter });
+                state.frames.waiting.push_back(Sleeper { size, piece, waiter });
                 // A vb2 queue says EBUSY now, another (v4l2loopback) what it is: none.
                 let _ = self
                     .device
@@ -129,20 +188,58 @@ impl Session {
         capture_types(self.node.device_caps()).next().is_some()
     }
 
-    fn try_read(&self, state: &mut State, offset: u64, size: usize, tid: u32) -> Result<Vec<u8>, Errno> {
+    fn try_read(&self, state: &mut State, piece: Piece, size: usize) -> Result<Vec<u8>, Errno> {
+        if let Some(bytes) = state.frames.again_for(piece.call) {
+            return Ok(bytes);
+        }
         if !self.reads_frames() {
-            let bytes = self.read_stream(offset, size)?;
+            let bytes = self.read_stream(piece.offset, size)?;
             let counters = &state.frames.counters;
             counters.add(|counters| &counters.copied_bytes, bytes.len() as u64);
+            self.copy(state, &bytes);
+            self.hand_out(state, piece.call, 0, bytes.len());
             return Ok(bytes);
         }
         if state.frames.rest().is_empty() {
-            if offset > 0 {
+            if piece.offset > 0 {
                 return Ok(Vec::new());
             }
-            self.fetch_frame(state, size, tid)?;
+            self.fetch_frame(state, size, piece.tid)?;
+            let frame = state.frames.frame.take();
+            if let Some(frame) = &frame {
+                self.copy(state, &frame.bytes[..frame.filled]);
+            }
+            state.frames.frame = frame;
         }
-        Ok(state.frames.take(size))
+        let from = state.frames.frame.as_ref().map_or(0, |frame| frame.taken);
+        let bytes = state.frames.take(size);
+        self.hand_out(state, piece.call, from, bytes.len());
+        Ok(bytes)
+    }
+
+    /// A daemon after us has these bytes, too.
+    fn copy(&self, state: &mut State, bytes: &[u8]) {
+        if !self.is_kept() {
+            return;
+        }
+        if state.frames.copy.is_none() {
+            state.frames.copy = self.keep_frames();
+        }
+        if let Some((file, _)) = &state.frames.copy
+            && let Err(error) = file.write_all_at(bytes, 0)
+        {
+            tracing::warn!(%error, "a frame that is read in pieces would not outlive this daemon");
+        }
+    }
+
+    /// `call` is answered with `len` bytes of the frame behind `from`.
+    fn hand_out(&self, state: &mut State, call: CallId, from: usize, len: usize) {
+        state.frames.last = Some(PieceImage {
+            by: call.unique,
+            from: from as u64,
+            len: len as u64,
+        });
+        self.commit(state);
     }
 
     fn read_stream(&self, offset: u64, size: usize) -> Result<Vec<u8>, Errno> {
@@ -186,7 +283,7 @@ impl Session {
                     bytes: vec![0; room],
                     filled: 0,
                     taken: 0,
-                    _charge: charge,
+                    charge,
                 }
             }
         };
@@ -214,7 +311,7 @@ impl Session {
                 return any;
             };
             any = true;
-            match self.try_read(&mut state, 0, sleeper.size, sleeper.tid) {
+            match self.try_read(&mut state, sleeper.piece, sleeper.size) {
                 Err(Errno::EAGAIN) => {
                     state.frames.waiting.push_front(sleeper);
                     if self.device.is_no_vb2(buf_type::VIDEO_CAPTURE) {

@@ -33,6 +33,8 @@ pub(super) enum How {
     Import(Importable),
     /// Copied, and why.
     Copy { pieces: Vec<Piece>, why: String },
+    /// The device has the client's own memory from a daemon before us, which had the dma-buf.
+    Inherited,
 }
 
 #[derive(Debug)]
@@ -138,6 +140,31 @@ impl Way {
         }
     }
 
+    /// As a daemon before us has left it: what stands behind it is not known any more, only what the device has.
+    pub(super) fn inherited(claim: Claim, is_imported: bool) -> Self {
+        let how = if is_imported {
+            How::Inherited
+        } else {
+            Self::gone(claim).how
+        };
+        Self {
+            claim,
+            behind: None,
+            how,
+            proof: Mutex::default(),
+        }
+    }
+
+    /// Has the device the client's own memory?
+    pub(super) fn is_imported(&self) -> bool {
+        matches!(self.how, How::Import(_) | How::Inherited)
+    }
+
+    /// Is the device's memory the client's, and the dma-buf not at hand?
+    pub(super) fn is_inherited(&self) -> bool {
+        matches!(self.how, How::Inherited)
+    }
+
     /// Who made the dma-buf behind it, if there is one that may be imported.
     pub(super) fn exporter(&self) -> Option<&str> {
         let [segment] = &self.behind.as_ref()?.segments[..] else {
@@ -183,6 +210,11 @@ impl Way {
             How::Import(importable) => Some(Backing::DmaBuf {
                 fd: std::os::fd::AsRawFd::as_raw_fd(&*importable.fd),
                 // The client's own length: the device must not go beyond what the client has given.
+                length: self.claim.length,
+            }),
+            // Of a prepared buffer, the only one that is given to a device so, no driver looks at it.
+            How::Inherited => Some(Backing::DmaBuf {
+                fd: -1,
                 length: self.claim.length,
             }),
             How::Copy { .. } => None,

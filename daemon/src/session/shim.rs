@@ -9,9 +9,34 @@ use vidcompat_proto::abi::v4l2::{PlanarBuffer, V4l2ExportBuffer, buf_type};
 use vidcompat_proto::ioctl::QueueOp;
 use vidcompat_proto::queue::Help;
 
-use super::Session;
+use super::record::{ExportImage, ExportedPlane};
+use super::{Session, State};
 use crate::backend::v4l2::RealNode;
 use crate::resolve::{Export, Exports};
+
+/// What EXPBUF has left and nobody has fetched: as many are written down.
+const MOST_TICKETS: usize = 32;
+/// Buffers that clients have mapped: as many are written down.
+const MOST_EXPORTS: usize = 64;
+
+fn exported_plane(request: &V4l2ExportBuffer) -> ExportedPlane {
+    ExportedPlane {
+        buf_type: request.buf_type,
+        index: request.index,
+        plane: request.plane,
+        flags: request.flags,
+    }
+}
+
+fn request_for(plane: ExportedPlane) -> V4l2ExportBuffer {
+    V4l2ExportBuffer {
+        buf_type: plane.buf_type,
+        index: plane.index,
+        plane: plane.plane,
+        flags: plane.flags,
+        ..V4l2ExportBuffer::default()
+    }
+}
 
 /// mmap's `prot` and `flags`.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +85,7 @@ impl Session {
         if help == Help::None {
             return Err(Errno::EINVAL);
         }
-        let state = self.lock();
+        let mut state = self.lock();
         // In the client's eyes these are USERPTR buffers, whatever the device has (videobuf2-core.c:2381).
         if !state.queues.of(request.buf_type).core.is_empty() {
             return Err(Errno::EINVAL);
@@ -70,6 +95,13 @@ impl Session {
         let fd = self.node.export(request)?;
         let close_on_exec = request.flags & libc::O_CLOEXEC.cast_unsigned() != 0;
         request.fd = self.exported.keep(fd, close_on_exec);
+        if self.is_kept() {
+            // Nobody comes for the oldest.
+            let surplus = (state.tickets.len() + 1).saturating_sub(MOST_TICKETS);
+            state.tickets.drain(..surplus);
+            state.tickets.push((request.fd.cast_unsigned(), exported_plane(request)));
+            self.commit(&state);
+        }
         Ok(())
     }
 
@@ -114,13 +146,14 @@ impl Session {
             Ok(fd) => {
                 let exports: Weak<dyn Exports> = Arc::<Self>::downgrade(self);
                 let passed = state.queues.of_mut(request.buf_type).passed.as_mut();
-                if let Some(name) = passed.map(|passed| passed.name(request.index))
-                    && let Err(error) = self
-                        .device
-                        .own()
-                        .add_export(&fd, exports, Export { request, name })
-                {
-                    tracing::debug!(%error, "a buffer of ours will not be known again");
+                if let Some(name) = passed.map(|passed| passed.name(request.index)) {
+                    let own = self.device.own();
+                    match own.add_export(&fd, exports, Export { request, name }) {
+                        Ok(key) => self.remember_export(&mut state, key, &request, name),
+                        Err(error) => {
+                            tracing::debug!(%error, "a buffer of ours will not be known again");
+                        }
+                    }
                 }
                 Ok((fd, 0))
             }
@@ -133,6 +166,45 @@ impl Session {
                 Ok((node.map_err(errno)?, offset))
             }
             Err(errno) => Err(errno),
+        }
+    }
+
+    /// A daemon after us, too, knows what is mapped so.
+    fn remember_export(
+        &self,
+        state: &mut State,
+        (st_dev, inode, exporter): (u64, u64, String),
+        request: &V4l2ExportBuffer,
+        name: u64,
+    ) {
+        if !self.is_kept() {
+            return;
+        }
+        let surplus = (state.exports.len() + 1).saturating_sub(MOST_EXPORTS);
+        state.exports.drain(..surplus);
+        state.exports.push(ExportImage {
+            st_dev,
+            inode,
+            exporter,
+            what: exported_plane(request),
+            name,
+        });
+        self.commit(state);
+    }
+
+    /// What was remembered so.
+    pub(super) fn know_exports_again(self: &Arc<Self>) {
+        let state = self.lock();
+        for export in &state.exports {
+            let exports: Weak<dyn Exports> = Arc::<Self>::downgrade(self);
+            let again = Export {
+                request: request_for(export.what),
+                name: export.name,
+            };
+            let key = (export.st_dev, export.inode);
+            self.device
+                .own()
+                .add_export_again(key, &export.exporter, exports, again);
         }
     }
 
@@ -165,7 +237,16 @@ impl Session {
     /// # Errors
     /// `ENOENT`: nothing.
     pub fn fetch_for_shim(&self, ticket: u32) -> Result<(OwnedFd, bool), Errno> {
-        self.exported.take(ticket).ok_or(Errno::ENOENT)
+        let mut state = self.lock();
+        let at = state.tickets.iter().position(|(known, _)| *known == ticket);
+        let left = at.map(|at| state.tickets.remove(at));
+        if let Some(there) = self.exported.take(ticket) {
+            return Ok(there);
+        }
+        // It was left by a daemon before us.
+        let (_, plane) = left.ok_or(Errno::ENOENT)?;
+        let file = self.node.export(&request_for(plane))?;
+        Ok((file, plane.flags & libc::O_CLOEXEC.cast_unsigned() != 0))
     }
 }
 

@@ -12,13 +12,15 @@ use vidcompat_proto::abi::format::output_types;
 use vidcompat_proto::abi::v4l2::buf_type;
 
 use super::counters::{Counters, Served};
-use super::read::errno;
+use super::read::{Piece, errno};
+use super::record::WriterImage;
 use super::{BoxedWaiter, Session, State};
 use crate::memory::Charge;
 
 /// Somebody who sleeps in write(), with the bytes that the driver has not taken yet.
 struct Sleeper {
     bytes: Vec<u8>,
+    piece: Piece,
     waiter: BoxedWaiter<u32>,
     /// Given back when the memory is.
     _charge: Charge,
@@ -33,11 +35,33 @@ pub(super) struct FrameWriter {
     written: u64,
     /// The last piece was the end of a frame.
     ended: bool,
+    /// The last piece, and what came of it.
+    last: Option<(u64, u32)>,
     waiting: VecDeque<Sleeper>,
     counters: Arc<Counters>,
 }
 
 impl FrameWriter {
+    /// As a daemon before us has left it.
+    pub(super) fn again(image: &WriterImage, total: &Arc<Counters>) -> Self {
+        Self {
+            frame: image.frame,
+            written: image.written,
+            ended: image.ended,
+            last: image.last,
+            ..Self::counted(total)
+        }
+    }
+
+    pub(super) fn image(&self) -> WriterImage {
+        WriterImage {
+            frame: self.frame,
+            written: self.written,
+            ended: self.ended,
+            last: self.last,
+        }
+    }
+
     /// Nothing is written yet; what will be is also counted for the device.
     pub(super) fn counted(total: &Arc<Counters>) -> Self {
         Self {
@@ -72,13 +96,11 @@ impl FrameWriter {
 }
 
 impl Session {
-    /// A piece of a write(2) by thread `tid`: `bytes` after the `offset` that the call has written already. `waiter` is
-    /// answered now or later.
+    /// A piece of a write(2). `waiter` is answered now or later.
     pub fn write(
         self: &Arc<Self>,
-        offset: u64,
+        piece: Piece,
         bytes: &[u8],
-        tid: u32,
         nonblocking: bool,
         mut waiter: BoxedWaiter<u32>,
     ) {
@@ -87,11 +109,11 @@ impl Session {
             // vb2 lets nobody in while another one sleeps (videobuf2-core.c, __vb2_perform_fileio).
             Err(Errno::EBUSY)
         } else {
-            self.try_write(&mut state, offset, bytes)
+            self.try_write(&mut state, piece, bytes)
         };
         match first {
             Err(Errno::EAGAIN) if !nonblocking && !state.ending => {
-                let charge = match self.charge_piece(bytes.len(), tid) {
+                let charge = match self.charge_piece(bytes.len(), piece.tid) {
                     Ok(charge) => charge,
                     Err(errno) => {
                         drop(state);
@@ -104,6 +126,7 @@ impl Session {
                 }
                 state.writer.waiting.push_back(Sleeper {
                     bytes: bytes.to_vec(),
+                    piece,
                     waiter,
                     _charge: charge,
                 });
@@ -133,7 +156,13 @@ impl Session {
         })
     }
 
-    fn try_write(&self, state: &mut State, offset: u64, bytes: &[u8]) -> Result<u32, Errno> {
+    fn try_write(&self, state: &mut State, piece: Piece, bytes: &[u8]) -> Result<u32, Errno> {
+        let (offset, call) = (piece.offset, piece.call);
+        if let Some((_, count)) = state.writer.last.filter(|(by, _)| *by == call.unique)
+            && call.is_resent
+        {
+            return Ok(count);
+        }
         if offset > 0 && state.writer.ended {
             return Ok(0);
         }
@@ -142,7 +171,10 @@ impl Session {
                 let frame = *state.writer.frame.get_or_insert_with(|| self.frame_to_write());
                 state.writer.advance(count as u64, bytes.len() as u64, frame);
                 // No piece is longer than what FUSE sends at once.
-                Ok(u32::try_from(count).unwrap_or(u32::MAX))
+                let count = u32::try_from(count).unwrap_or(u32::MAX);
+                state.writer.last = Some((call.unique, count));
+                self.commit(state);
+                Ok(count)
             }
             // The call has written something already, which is its result.
             Err(Errno::EAGAIN) if offset > 0 => Ok(0),
@@ -171,7 +203,7 @@ impl Session {
                 return any;
             };
             any = true;
-            match self.try_write(&mut state, 0, &sleeper.bytes) {
+            match self.try_write(&mut state, sleeper.piece, &sleeper.bytes) {
                 Err(Errno::EAGAIN) => {
                     state.writer.waiting.push_front(sleeper);
                     return any;

@@ -7,6 +7,7 @@ use crate::abi::v4l2::{PlanarBuffer, V4l2Buffer, V4l2Plane, buf_flag, buf_type};
 /// vb2's states. QUEUED, ACTIVE, DONE and ERROR are one here: which of them it is only the device knows, and it
 /// says so in the flags of its answers. PREPARING is never seen between two calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub(super) enum State {
     Dequeued,
     Queued,
@@ -18,6 +19,7 @@ const FIELD_ALTERNATE: u32 = 7;
 /// Fields of QUERYBUF that the device does not know as the client must see them, because the device never saw
 /// the call that changed them (or saw one that the client never made). All end when the device gets the buffer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 struct Override {
     flags: Option<u32>,
     field: Option<u32>,
@@ -28,6 +30,7 @@ struct Override {
 
 /// The payload of an OUTPUT plane, as the client has said it and as the device will repeat it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 struct Payload {
     client: u32,
     device: u32,
@@ -37,6 +40,7 @@ struct Payload {
 }
 
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 struct Plane {
     min_length: u32,
     client_addr: u64,
@@ -53,7 +57,8 @@ struct Plane {
     max_payload: u32,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Buffer {
     pub(super) state: State,
     /// Orders what is queued.

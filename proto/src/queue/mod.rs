@@ -28,10 +28,12 @@ use buffer::{Buffer, State};
 
 /// Names the process whose memory a pointer is in. The core only compares it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct ClientKey(pub u64);
 
 /// A stretch of a client's memory: a plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Claim {
     /// Whose memory.
     pub client: ClientKey,
@@ -125,13 +127,16 @@ impl Backing {
 }
 
 /// One queue of one open file: what it captures, or what it puts out.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Queue {
     buf_type: u32,
     /// Sparse where REMOVE_BUFS has made holes.
     buffers: BTreeMap<u32, Buffer>,
     /// The device has the queue as the client sees it: then `buffers` is empty.
     passed: bool,
+    /// Who waits in a daemon that ends asks the next one again.
+    #[cfg_attr(feature = "record", serde(skip))]
     waiting: bool,
     streaming: bool,
     /// Counts what was queued.
@@ -400,6 +405,18 @@ impl Queue {
         entry.back();
         buffer.head.index = index;
         Some(deliveries)
+    }
+
+    /// Where the bytes of a buffer belong that was dequeued already, and is the client's: as [`Queue::dequeued`] said it.
+    /// `None`: there is no such buffer, or it has no memory.
+    #[must_use]
+    pub fn deliveries(&self, buffer: &PlanarBuffer) -> Option<Vec<Delivery>> {
+        self.buffers.get(&buffer.head.index)?.deliveries(buffer)
+    }
+
+    /// The buffers' indices.
+    pub fn indices(&self) -> impl Iterator<Item = u32> + '_ {
+        self.buffers.keys().copied()
     }
 
     fn longest_queued(&self) -> Option<u32> {

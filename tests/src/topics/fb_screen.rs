@@ -198,15 +198,10 @@ impl Stage {
     }
 
     fn screenshot(&self) -> anyhow::Result<Picture> {
-        let (png, ppm) = ("/tmp/fb_screen.png", "/tmp/fb_screen.ppm");
+        let png = "/tmp/fb_screen.png";
         let path = self.path.to_str().context("no text")?;
         run("vidcompat", &["screenshot", "--fb", path, png], 2 * AT_ONCE)?;
-        run(
-            "ffmpeg",
-            &["-y", "-v", "error", "-i", png, "-pix_fmt", "rgb24", ppm],
-            8 * AT_ONCE,
-        )?;
-        Picture::from_ppm(&fs::read(ppm)?)
+        Picture::from_png(png)
     }
 }
 

@@ -69,6 +69,11 @@ impl Shims {
         })
     }
 
+    /// The shim of user `uid` has had `token` of `file` from a daemon before us.
+    pub fn hello_again<F: ShimFile>(&self, file: &Arc<F>, uid: u32, token: Token) {
+        self.tokens.issue_again(&of(file), uid, token);
+    }
+
     /// The last reference to `file` is gone: nobody finds it any more. Who waits for it to be let go of waits for the
     /// questions that are under way, and for no others.
     pub fn ended<F: ShimFile>(&self, file: &Arc<F>) {

@@ -83,8 +83,11 @@ impl Drop for Server {
         let refused = self.refused.load(Ordering::Relaxed);
         tracing::debug!(refused, "the shim's socket ends");
         self.ending.store(true, Ordering::Release);
-        // Wakes the thread that accepts, and lets nobody connect any more.
-        if let Err(error) = shutdown(self.claim.as_fd().as_raw_fd(), Shutdown::Both) {
+        // Wakes the thread that accepts, and lets nobody connect any more. A socket that outlives us would end with it: then
+        // whoever wakes that thread is hung up on, and connects again to the next daemon.
+        if !self.claim.stays()
+            && let Err(error) = shutdown(self.claim.as_fd().as_raw_fd(), Shutdown::Both)
+        {
             tracing::debug!(%error, "the shim's socket");
         }
         // What is under way may take long; the process does not wait for it.
@@ -134,6 +137,7 @@ impl<S: Serves> Host<S> {
         let mut in_trouble = false;
         while !ending.load(Ordering::Acquire) {
             match accept(listener) {
+                Ok(socket) if ending.load(Ordering::Acquire) => self.refuse(socket),
                 Ok(socket) => {
                     in_trouble = false;
                     self.welcome(socket);

@@ -1,0 +1,90 @@
+//! What a daemon before us has left, and what we leave to the next: the channels of nodes, and what belongs to them.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::served::Served;
+use crate::cuse::{Channel, Kernel};
+use crate::survive::{Inheritance, Kept, Store};
+
+/// At an end that was asked for, what is in the store stays there as it is, open files and unanswered requests with it, for
+/// the next daemon; where there will be none, whoever keeps it ends it. The rest comes back, to be ended.
+pub(super) fn leave_kept(served: Vec<Served>) -> Vec<Served> {
+    let (kept, ends): (Vec<_>, Vec<_>) = served.into_iter().partition(|served| served.kept.is_some());
+    std::mem::forget(kept);
+    ends
+}
+
+/// The store, and what was in it when we began.
+#[derive(Debug)]
+pub(super) struct Survival {
+    store: Arc<Store>,
+    inheritance: Mutex<Inheritance>,
+}
+
+/// The name of a node's channel in the store.
+fn name_of(node: &str) -> String {
+    format!("channel.{node}")
+}
+
+impl Survival {
+    /// What whoever started us keeps, and has kept. To be called once.
+    pub(super) fn of_starter() -> Self {
+        Self {
+            store: Store::of_starter(),
+            inheritance: Mutex::new(Inheritance::take()),
+        }
+    }
+
+    pub(super) fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    pub(super) fn inheritance(&self) -> MutexGuard<'_, Inheritance> {
+        self.inheritance.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Is there a channel of the node of ours that is called `node`? Then the node is there, and it is ours.
+    pub(super) fn has_channel(&self, node: &str) -> bool {
+        self.inheritance().get(&name_of(node)).is_some()
+    }
+
+    /// The channel of `node`, if the kernel still serves it.
+    pub(super) fn channel(&self, node: &str) -> Option<(Arc<Channel>, Kept)> {
+        let name = name_of(node);
+        let file = self.inheritance().remove(&name)?;
+        let kept = self.store.kept(&name);
+        let channel = Channel::over(file);
+        if channel.is_connected() {
+            return Some((channel, kept));
+        }
+        tracing::warn!(node, "the kernel has ended a node that was to go on; it is made anew");
+        None
+    }
+
+    /// From now on the node outlives us, if the kernel can send requests again. Else nothing of it may: whoever waits is to
+    /// be told at our end that we have ended.
+    pub(super) fn keep(&self, node: &str, channel: &Channel, kernel: Kernel) -> Option<Kept> {
+        if !self.store.keeps() || !kernel.resends() {
+            return None;
+        }
+        let put = self.store.put(&name_of(node), channel.descriptor());
+        put.inspect_err(|error| {
+            tracing::warn!(node, %error, "a node cannot be put into the fd store: it will not outlive this daemon");
+        })
+        .ok()
+    }
+
+    /// The nodes of ours whose channels are there.
+    pub(super) fn nodes(&self) -> Vec<String> {
+        let inheritance = self.inheritance();
+        let names = inheritance.of_kind("channel");
+        names.filter_map(|name| Some(name.split_once('.')?.1.to_owned())).collect()
+    }
+
+    /// What nobody has taken so far nobody needs. `true`: there was a node among it, which has ended.
+    pub(super) fn give_up(&self) -> bool {
+        let ended = !self.nodes().is_empty();
+        std::mem::take(&mut *self.inheritance()).give_up(&self.store);
+        ended
+    }
+}

@@ -1,0 +1,252 @@
+//! What of a session outlives us: the real node, the memory, and what is written down, all in the store.
+//!
+//! Written down is the session as a whole, with its lock held, after each change and before the change is answered; and
+//! before the device is touched, where the device itself would not tell what was done ([`super::ledger::UnderWay`], and the
+//! ways of a buffer whose memory is new). Everything here does nothing in a session that is not kept.
+
+use std::io;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::ledger::UnderWay;
+use super::record::{Opening, View};
+use super::{Session, State};
+use crate::memory::BounceBuffer;
+use crate::survive::{Kept, Record, RecordError, Store};
+
+/// Where the files of one node of ours are kept.
+#[derive(Clone, Debug)]
+pub struct Shelf {
+    store: Arc<Store>,
+    /// Name of our node, e.g. `video64`.
+    node: String,
+}
+
+impl Shelf {
+    /// For the files of `node`. `None`: nothing outlives us.
+    #[must_use]
+    pub fn of(store: &Arc<Store>, node: &str) -> Option<Self> {
+        store.keeps().then(|| Self {
+            store: Arc::clone(store),
+            node: node.to_owned(),
+        })
+    }
+
+    /// Of file `fh`.
+    pub(super) fn name(&self, kind: &str, fh: u64) -> String {
+        format!("{kind}.{}.{fh}", self.node)
+    }
+
+    /// The records of this node's files end so.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    fn put(&self, name: &str, file: impl AsFd) -> io::Result<Kept> {
+        self.store.put(name, file)
+    }
+
+    pub(super) fn kept(&self, name: &str) -> Kept {
+        self.store.kept(name)
+    }
+}
+
+/// The files of a session in the store.
+#[derive(Debug)]
+pub(super) struct Keeping {
+    shelf: Shelf,
+    fh: u64,
+    record: Record,
+    /// Without it the rest means nothing, so it goes first.
+    kept_record: Kept,
+    _kept_device: Kept,
+    /// The next buffer's number.
+    next_number: AtomicU64,
+}
+
+impl Keeping {
+    /// Of a file that is being opened.
+    pub(super) fn begin(shelf: &Shelf, fh: u64, device: impl AsFd) -> Result<Self, RecordError> {
+        let record = Record::create(&format!("vidcompat-{}", shelf.name("record", fh)))?;
+        // What is found without a record is nobody's, and a record in which nothing stands, too.
+        let kept_device = shelf.put(&shelf.name("device", fh), device)?;
+        let kept_record = shelf.put(&shelf.name("record", fh), &record)?;
+        Ok(Self {
+            shelf: shelf.clone(),
+            fh,
+            record,
+            kept_record,
+            _kept_device: kept_device,
+            next_number: AtomicU64::new(1),
+        })
+    }
+
+    /// Of a file that a daemon before us has had.
+    pub(super) fn again(shelf: &Shelf, fh: u64, record: Record, next_number: u64) -> Self {
+        Self {
+            shelf: shelf.clone(),
+            fh,
+            record,
+            kept_record: shelf.kept(&shelf.name("record", fh)),
+            _kept_device: shelf.kept(&shelf.name("device", fh)),
+            next_number: AtomicU64::new(next_number),
+        }
+    }
+
+    /// The name of what has `number`.
+    pub(super) fn name_of(&self, number: u64) -> String {
+        format!("{}.{number}", self.shelf.name("buffer", self.fh))
+    }
+
+    /// Puts `file` into the store, under a number of its own.
+    pub(super) fn put(&self, file: impl AsFd) -> io::Result<(u64, Kept)> {
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        Ok((number, self.shelf.put(&self.name_of(number), file)?))
+    }
+
+    /// The name of the frame that is read in pieces.
+    pub(super) fn frame_name(&self) -> String {
+        self.shelf.name("frame", self.fh)
+    }
+
+    /// The frame in the store.
+    pub(super) fn frame_kept(&self) -> Kept {
+        self.shelf.kept(&self.frame_name())
+    }
+
+    /// What is in the store under `number`.
+    pub(super) fn kept(&self, number: u64) -> Kept {
+        self.shelf.kept(&self.name_of(number))
+    }
+
+    /// Nobody finds the session any more.
+    pub(super) fn end(self) {
+        drop(self.kept_record);
+    }
+}
+
+impl Session {
+    /// From now on a daemon after us goes on from `state`.
+    pub(super) fn commit(&self, state: &State) {
+        let Some(keeping) = &self.keeping else { return };
+        self.put_buffers(state, keeping);
+        let clients = self.clients.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let capabilities = self.device.known_capabilities();
+        let view = View {
+            opening: self.opening,
+            poll_handle: state.poll_handle,
+            tokens: &state.tokens,
+            clients: &clients,
+            next_number: keeping.next_number.load(Ordering::Relaxed),
+            capture: &state.queues.capture,
+            output: &state.queues.output,
+            event: state.last_event.as_ref(),
+            reader: state.frames.image(),
+            writer: state.writer.image(),
+            capabilities: &capabilities,
+            refuses_heap: self.device.refuses_heap(),
+            tickets: &state.tickets,
+            exports: &state.exports,
+        };
+        let committed = keeping.record.commit(|bytes| {
+            postcard::to_extend(&view, bytes).unwrap_or_else(|error| {
+                tracing::error!(%error, "a session cannot be written down: it would not outlive this daemon");
+                Vec::new()
+            })
+        });
+        if let Err(error) = committed
+            && self.device.may_complain()
+        {
+            tracing::error!(
+                device = %self.device.path().display(), %error,
+                "a session cannot be written down: it would not outlive this daemon"
+            );
+        }
+    }
+
+    /// The same of a session that nobody has locked.
+    pub(super) fn commit_now(&self) {
+        if self.is_kept() {
+            self.commit(&self.lock());
+        }
+    }
+
+    /// Memory for frames that are read in pieces; `None` where it does not outlive us.
+    pub(super) fn keep_frames(&self) -> Option<(File, Kept)> {
+        let keeping = self.keeping.as_ref()?;
+        let made = memfd_create(c"vidcompat-frame", MFdFlags::MFD_CLOEXEC)
+            .map_err(io::Error::from)
+            .and_then(|file| {
+                let kept = keeping.shelf.put(&keeping.frame_name(), &file)?;
+                Ok((File::from(file), kept))
+            });
+        made.inspect_err(|error| {
+            tracing::warn!(%error, "a frame that is read in pieces would not outlive this daemon");
+        })
+        .ok()
+    }
+
+    /// Does it outlive us?
+    pub(super) fn is_kept(&self) -> bool {
+        self.keeping.is_some()
+    }
+
+    /// Writes down that `what` is done to the queue of `buf_type`, before it is; or that nothing is any more.
+    pub(super) fn under_way(&self, state: &mut State, buf_type: u32, what: Option<UnderWay>) {
+        if self.is_kept() {
+            state.queues.of_mut(buf_type).ledger.under_way = what;
+            self.commit(state);
+        }
+    }
+
+    /// Every dma-buf of ours is in the store before it stands in a record.
+    fn put_buffers(&self, state: &State, keeping: &Keeping) {
+        for queue in state.queues.each() {
+            let planes = queue.slots.values().filter_map(|slot| slot.planes.as_ref());
+            for plane in planes.flat_map(|planes| planes.iter()) {
+                self.put_buffer(plane, keeping);
+            }
+        }
+    }
+
+    fn put_buffer(&self, plane: &BounceBuffer, keeping: &Keeping) {
+        if let Err(error) = plane.keep(|dma_buf| keeping.put(dma_buf))
+            && self.device.may_complain()
+        {
+            tracing::error!(
+                device = %self.device.path().display(), %error,
+                "a buffer cannot be put into the fd store: its session would not outlive this daemon"
+            );
+        }
+    }
+
+    /// A token of the shim's that user `uid` was given stays valid.
+    pub fn remember_token(&self, uid: u32, token: [u8; 16]) {
+        let mut state = self.lock();
+        if !state.tokens.contains(&(uid, token)) {
+            state.tokens.push((uid, token));
+            self.commit(&state);
+        }
+    }
+
+    /// How it was opened.
+    pub fn opening(&self) -> Opening {
+        self.opening
+    }
+
+    /// The tokens of the shim's, by user.
+    pub fn tokens(&self) -> Vec<(u32, [u8; 16])> {
+        self.lock().tokens.clone()
+    }
+
+    /// Whom to tell of readiness, if anybody has ever polled.
+    pub fn poll_handle(&self) -> Option<u64> {
+        Some(self.lock().poll_handle).filter(|handle| *handle != 0)
+    }
+}
+
