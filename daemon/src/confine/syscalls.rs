@@ -202,6 +202,9 @@ pub const TABLE: &[Call] = table! {
         SYS_symlinkat "names of nodes";
         SYS_fsync "the journal of what was taken over";
         SYS_umask "mode of what it makes";
+        SYS_inotify_init1 "who may open a node may change";
+        SYS_inotify_add_watch "who may open a node may change";
+        SYS_inotify_rm_watch "a node that is served no more";
         SYS_getxattr "access list of a node";
         SYS_lgetxattr "access list of a node";
         SYS_fgetxattr "access list of a node";

@@ -22,6 +22,7 @@ mod fb_ioctls;
 mod fb_programs;
 mod fb_scene;
 mod fb_screen;
+mod hotplug;
 mod imports;
 mod injected;
 pub mod kernel_log;
@@ -52,6 +53,8 @@ mod shim_programs;
 mod shim_versions;
 mod signals;
 mod survival;
+
+mod takeover;
 mod verdicts;
 mod watchdog;
 mod write;
@@ -142,6 +145,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             fb_attacks::TESTS,
             kernel_log::TESTS,
         ],
+        Set::Service => &[hotplug::TESTS, takeover::TESTS, kernel_log::TESTS],
         Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],
     };
     let mut tests = topics.concat();
