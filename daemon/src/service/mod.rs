@@ -113,7 +113,7 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
         let is_ours = |node: &str| survival.has_channel(node);
         drop((
             SideNode::of_all(&paths, &is_ours)?,
-            FbNode::of_all(&options.framebuffers)?,
+            FbNode::of_all(&options.framebuffers, &is_ours)?,
         ));
     }
     drop(Channel::open(Path::new(CUSE)).map_err(ServiceError::Cuse)?);
