@@ -15,7 +15,7 @@ use super::watchdog::Watchdog;
 use super::{CUSE, ServiceError, framebuffers};
 use crate::config::Choice;
 use crate::cuse::{Channel, Handler, Kernel, initialize, serve};
-use crate::devices::{FbNode, FbSource, Node, SideNode};
+use crate::devices::{FbNode, FbSource, Node, SideNode, Takeover};
 use crate::frontend::fb;
 use crate::frontend::shim::Shims;
 use crate::frontend::video::VideoNode;
@@ -35,6 +35,8 @@ pub(super) struct Served {
     pub(super) node: Node,
     pub(super) front: Front,
     pub(super) server: JoinHandle<()>,
+    /// Where ours has the real one's name.
+    pub(super) takeover: Option<Takeover>,
     /// Driver and card, of a V4L2 node.
     names: Option<(String, String)>,
     /// Its channel, in the store that outlives us.
@@ -121,6 +123,7 @@ impl Making {
         let node_name = &side.node().spec().name;
         let inherited = self.survival.channel(node_name);
         let was_inherited = inherited.is_some();
+        let takeover = side.take_over(was_inherited)?;
         let (channel, kept) = match inherited {
             Some((channel, kept)) => (channel, Some(kept)),
             None => {
@@ -148,6 +151,7 @@ impl Making {
             node: side.node().clone(),
             front: Front::Video(front),
             server,
+            takeover,
             names: Some((side.names().0.to_owned(), side.names().1.to_owned())),
             kept,
             _waiting: Some(waiting),
@@ -194,6 +198,7 @@ impl Making {
             node,
             front: Front::Framebuffer(front),
             server,
+            takeover: None,
             names: None,
             kept,
             _waiting: None,
@@ -245,12 +250,19 @@ fn ask_again(channel: &Channel) {
     }
 }
 
-fn granted(served: Served) -> Result<Served, ServiceError> {
-    if let Err(error) = served.node.grant() {
-        super::end(vec![served]);
-        return Err(error.into());
+fn granted(mut served: Served) -> Result<Served, ServiceError> {
+    let granted = served.node.grant().map_err(ServiceError::from);
+    let granted = granted.and_then(|()| match &mut served.takeover {
+        Some(takeover) => Ok(takeover.carried()?),
+        None => Ok(()),
+    });
+    match granted {
+        Ok(()) => Ok(served),
+        Err(error) => {
+            super::end(vec![served]);
+            Err(error)
+        }
     }
-    Ok(served)
 }
 
 /// A runtime for one device on a thread of its own: a driver that holds its lock for long delays epoll only there.

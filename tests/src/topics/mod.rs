@@ -22,6 +22,7 @@ mod fb_ioctls;
 mod fb_programs;
 mod fb_scene;
 mod fb_screen;
+mod hotplug;
 mod imports;
 mod injected;
 pub mod kernel_log;
@@ -51,7 +52,11 @@ mod shim_mmap;
 mod shim_programs;
 mod shim_versions;
 mod signals;
+mod survival;
+
+mod takeover;
 mod verdicts;
+mod watchdog;
 mod write;
 
 use crate::setup::{Set, Test, is_6_1, is_long};
@@ -80,6 +85,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             kill_loop::TESTS,
             lifecycle::TESTS,
             confine::TESTS,
+            watchdog::TESTS,
             observe::TESTS,
             doctor::TESTS,
             shim_attacks::TESTS,
@@ -126,6 +132,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             shim_exchange::TESTS,
             shim_versions::TESTS,
             run::TESTS,
+            survival::TESTS,
             kernel_log::TESTS,
         ],
         Set::Screens => &[
@@ -138,6 +145,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             fb_attacks::TESTS,
             kernel_log::TESTS,
         ],
+        Set::Service => &[hotplug::TESTS, takeover::TESTS, kernel_log::TESTS],
         Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],
     };
     let mut tests = topics.concat();
