@@ -356,7 +356,7 @@ fn userptr(devices: &Devices) -> anyhow::Result<Vec<Plan<'_>>> {
         plan(
             planar,
             Seat::plain(planar),
-            "gst-launch-1.0 -q v4l2src device=NODE io-mode=userptr num-buffers=COUNT ! filesink location=FILE",
+            "gst-launch-1.0 -q v4l2src device=NODE io-mode=userptr num-buffers=COUNT ! video/x-raw,format=YUY2,width=320,height=180 ! filesink location=FILE",
             Expect::Frames(native(planar)?),
         ),
         plan(
@@ -418,7 +418,7 @@ fn adopting(devices: &Devices) -> anyhow::Result<Vec<Plan<'_>>> {
         plan(
             planar,
             Seat::run(planar),
-            "gst-launch-1.0 -q v4l2src device=NODE io-mode=mmap num-buffers=COUNT ! filesink location=FILE",
+            "gst-launch-1.0 -q v4l2src device=NODE io-mode=mmap num-buffers=COUNT ! video/x-raw,format=YUY2,width=320,height=180 ! filesink location=FILE",
             Expect::Frames(native(planar)?),
         ),
     ])
