@@ -132,7 +132,7 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
     if config.strict {
         let is_ours = |node: &str| survival.has_channel(node);
         drop(SideNode::of_all(&options.devices, &is_ours)?);
-        drop(FbNode::of_all(&options.framebuffers)?);
+        drop(FbNode::of_all(&options.framebuffers, &is_ours)?);
     }
     drop(Channel::open(Path::new(CUSE)).map_err(ServiceError::Cuse)?);
     let (report_end, mut ended) = mpsc::unbounded_channel();

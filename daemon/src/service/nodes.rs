@@ -178,7 +178,8 @@ impl Nodes {
                     .iter()
                     .filter_map(|entry| entry.framebuffer.clone())
                     .collect();
-                let framebuffer = FbNode::of(source, &others)?;
+                let is_ours = |node: &str| self.making.survival.has_channel(node);
+                let framebuffer = FbNode::of(source, &others, &is_ours)?;
                 let served = self.making.framebuffer(framebuffer.clone())?;
                 (served, Some(framebuffer))
             }

@@ -57,7 +57,10 @@ impl Survival {
         if channel.is_connected() {
             return Some((channel, kept));
         }
-        tracing::warn!(node, "the kernel has ended a node that was to go on; it is made anew");
+        tracing::warn!(
+            node,
+            "the kernel has ended a node that was to go on; it is made anew"
+        );
         None
     }
 

@@ -15,7 +15,7 @@ use super::watchdog::Watchdog;
 use super::{CUSE, ServiceError, framebuffers};
 use crate::config::Choice;
 use crate::cuse::{Channel, Handler, Kernel, initialize, serve};
-use crate::devices::{FbNode, Node, SideNode, Takeover};
+use crate::devices::{FbNode, FbSource, Node, SideNode, Takeover};
 use crate::frontend::fb;
 use crate::frontend::shim::Shims;
 use crate::frontend::video::VideoNode;
@@ -157,19 +157,42 @@ impl Making {
             _waiting: Some(waiting),
         };
         // Who may open it is settled already, and may have been changed since.
-        if was_inherited { Ok(served) } else { granted(served) }
+        if was_inherited {
+            Ok(served)
+        } else {
+            granted(served)
+        }
     }
 
     pub(super) fn framebuffer(&self, wanted: FbNode) -> Result<Served, ServiceError> {
         let FbNode { source, node, .. } = wanted;
         // What is wrong with it is said before there is a node.
         let framebuffer = framebuffers::make(&source, &self.options)?;
-        let (channel, _) = open(&node)?;
-        let front = fb::FbNode::new(framebuffer, Arc::clone(&self.shims));
+        // A screen of our own ends with us, and who waits for it is told so at once.
+        let outlives_us = matches!(source, FbSource::Real(_));
+        let node_name = &node.spec().name;
+        let inherited = self.survival.channel(node_name).filter(|_| outlives_us);
+        let was_inherited = inherited.is_some();
+        let (channel, kept) = match inherited {
+            Some((channel, kept)) => (channel, Some(kept)),
+            None => {
+                let (channel, kernel) = open(&node)?;
+                let kept = outlives_us.then(|| self.survival.keep(node_name, &channel, kernel));
+                (channel, kept.flatten())
+            }
+        };
+        let shelf = kept
+            .as_ref()
+            .map(|_| fb::Shelf::new(self.survival.store(), node_name));
+        let front = fb::FbNode::new(framebuffer, Arc::clone(&self.shims), shelf);
         let name = source.name();
         self.watchdog.add(&name, &node, &channel, None);
+        if was_inherited {
+            front.restore(&mut self.survival.inheritance());
+            ask_again(&channel);
+        }
         let (id, server) = self.serve(channel, Arc::clone(&front), &name)?;
-        granted(Served {
+        let served = Served {
             id,
             name,
             node,
@@ -177,9 +200,14 @@ impl Making {
             server,
             takeover: None,
             names: None,
-            kept: None,
+            kept,
             _waiting: None,
-        })
+        };
+        if was_inherited {
+            Ok(served)
+        } else {
+            granted(served)
+        }
     }
 
     fn serve(
@@ -212,10 +240,14 @@ fn open(node: &Node) -> Result<(Arc<Channel>, Kernel), ServiceError> {
 /// Goes on where a daemon before us was ended: its files first, then the requests that it has not answered.
 fn resume(front: &VideoNode, channel: &Arc<Channel>, survival: &Survival) {
     front.restore(&mut survival.inheritance());
+    ask_again(channel);
+    front.wake_pollers(channel);
+}
+
+fn ask_again(channel: &Channel) {
     if let Err(error) = channel.resend() {
         tracing::error!(%error, "the kernel does not send requests again: who waits, waits for the end of the node");
     }
-    front.wake_pollers(channel);
 }
 
 fn granted(mut served: Served) -> Result<Served, ServiceError> {

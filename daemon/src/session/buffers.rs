@@ -225,7 +225,11 @@ impl Session {
             // Of our own dma-bufs it has taken all: what it refuses now is not the memory.
             let is_foreign = |way: &Arc<Way>| way.backing().is_some() && !queue.adoption.has(&way.claim);
             let may_be_memory = obstacle.is_none() && ways.iter().any(is_foreign);
-            let mut news = if step.new.is_empty() { News::None } else { News::Memory };
+            let mut news = if step.new.is_empty() {
+                News::None
+            } else {
+                News::Memory
+            };
             if let Some(slot) = queue.slots.get_mut(&index) {
                 let shape = |ways: &[Arc<Way>]| ways.iter().map(|way| way.is_imported()).collect::<Vec<_>>();
                 if shape(&slot.ways) != shape(&ways) {

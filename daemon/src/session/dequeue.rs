@@ -147,12 +147,7 @@ impl Session {
     }
 
     /// Asks the device, without waiting.
-    fn try_dequeue(
-        &self,
-        state: &mut State,
-        asked: &PlanarBuffer,
-        call: CallId,
-    ) -> Result<Dequeued, Errno> {
+    fn try_dequeue(&self, state: &mut State, asked: &PlanarBuffer, call: CallId) -> Result<Dequeued, Errno> {
         let dequeued = self.dequeue_one(state, asked)?;
         if self.is_kept() {
             let ledger = &mut state.queues.of_mut(asked.head.buf_type).ledger;

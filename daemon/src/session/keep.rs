@@ -4,8 +4,8 @@
 //! before the device is touched, where the device itself would not tell what was done ([`super::ledger::UnderWay`], and the
 //! ways of a buffer whose memory is new). Everything here does nothing in a session that is not kept.
 
-use std::io;
 use std::fs::File;
+use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -135,7 +135,10 @@ impl Session {
     pub(super) fn commit(&self, state: &State) {
         let Some(keeping) = &self.keeping else { return };
         self.put_buffers(state, keeping);
-        let clients = self.clients.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let clients = self
+            .clients
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let capabilities = self.device.known_capabilities();
         let view = View {
             opening: self.opening,
@@ -249,4 +252,3 @@ impl Session {
         Some(self.lock().poll_handle).filter(|handle| *handle != 0)
     }
 }
-

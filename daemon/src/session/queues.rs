@@ -102,7 +102,10 @@ impl QueueState {
 
     /// The device has taken a buffer that is served so.
     pub(super) fn given(&mut self, ways: &[Arc<Way>]) {
-        for way in ways.iter().filter(|way| way.backing().is_some() && !way.is_inherited()) {
+        for way in ways
+            .iter()
+            .filter(|way| way.backing().is_some() && !way.is_inherited())
+        {
             self.recent.retain(|recent| recent.claim != way.claim);
             self.recent.push_back(Arc::clone(way));
         }

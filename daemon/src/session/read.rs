@@ -106,7 +106,9 @@ impl FrameReader {
 
     /// The piece that `call` has got from a daemon before us, which did not live to answer.
     fn again_for(&self, call: CallId) -> Option<Vec<u8>> {
-        let last = self.last.filter(|last| call.is_resent && last.by == call.unique)?;
+        let last = self
+            .last
+            .filter(|last| call.is_resent && last.by == call.unique)?;
         let mut bytes = vec![0; usize::try_from(last.len).ok()?];
         let (file, _) = self.copy.as_ref()?;
         file.read_exact_at(&mut bytes, last.from).ok()?;

@@ -8,9 +8,7 @@
 use std::collections::VecDeque;
 
 use vidcompat_proto::Errno;
-use vidcompat_proto::abi::v4l2::{
-    PlanarBuffer, V4l2RemoveBuffers, V4l2RequestBuffers, buf_flag, memory,
-};
+use vidcompat_proto::abi::v4l2::{PlanarBuffer, V4l2RemoveBuffers, V4l2RequestBuffers, buf_flag, memory};
 use vidcompat_proto::ioctl::QueueOp;
 
 use super::device::Device;
@@ -109,7 +107,9 @@ fn of_another(
             free_all(node, buf_type);
             Ok(Reconciled::Rebuild)
         }
-        _ => Err(Lost::Device("it has other buffers than were written down".to_owned())),
+        _ => Err(Lost::Device(
+            "it has other buffers than were written down".to_owned(),
+        )),
     }
 }
 

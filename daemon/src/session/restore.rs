@@ -52,7 +52,9 @@ impl Session {
         inheritance: &mut Inheritance,
     ) -> Result<Arc<Self>, Lost> {
         let name = shelf.name("record", fh);
-        let file = inheritance.remove(&name).ok_or_else(|| Lost::Missing(name.clone()))?;
+        let file = inheritance
+            .remove(&name)
+            .ok_or_else(|| Lost::Missing(name.clone()))?;
         let read = Record::open(file)
             .map_err(|error| Lost::Spoilt(error.to_string()))
             .and_then(|(record, bytes)| Ok((record, Image::read(&bytes)?)));
@@ -162,14 +164,10 @@ impl Restoring<'_> {
         let budget = self.device.budget();
         let charge = |payer, bytes| budget.charge_again(payer, bytes);
         FrameReader::again(&image.reader, copy, charge, &self.device.totals()[0])
-        .map_err(|error| Lost::Spoilt(error.to_string()))
+            .map_err(|error| Lost::Spoilt(error.to_string()))
     }
 
-    fn queue(
-        &mut self,
-        image: &QueueImage,
-        total: &Arc<Counters>,
-    ) -> Result<(QueueState, Reconciled), Lost> {
+    fn queue(&mut self, image: &QueueImage, total: &Arc<Counters>) -> Result<(QueueState, Reconciled), Lost> {
         let mut queue = QueueState {
             core: image.core.clone(),
             provider: image.provider,

@@ -99,7 +99,9 @@ impl Session {
             // Nobody comes for the oldest.
             let surplus = (state.tickets.len() + 1).saturating_sub(MOST_TICKETS);
             state.tickets.drain(..surplus);
-            state.tickets.push((request.fd.cast_unsigned(), exported_plane(request)));
+            state
+                .tickets
+                .push((request.fd.cast_unsigned(), exported_plane(request)));
             self.commit(&state);
         }
         Ok(())

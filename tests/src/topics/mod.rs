@@ -52,6 +52,8 @@ mod shim_mmap;
 mod shim_programs;
 mod shim_versions;
 mod signals;
+mod survival;
+
 mod takeover;
 mod verdicts;
 mod watchdog;
@@ -130,6 +132,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             shim_exchange::TESTS,
             shim_versions::TESTS,
             run::TESTS,
+            survival::TESTS,
             kernel_log::TESTS,
         ],
         Set::Screens => &[

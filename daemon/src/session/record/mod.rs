@@ -5,8 +5,8 @@ mod image;
 mod view;
 
 pub(super) use image::*;
-pub(super) use view::View;
 pub use image::{Lost, Opening};
+pub(super) use view::View;
 
 #[cfg(test)]
 mod tests;

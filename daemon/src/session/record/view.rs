@@ -226,15 +226,17 @@ struct EntriesView<'a>(&'a BTreeMap<u32, Entry>);
 
 impl Serialize for EntriesView<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.iter().map(|(index, entry)| EntryView {
-            index: *index,
-            place: entry.place,
-            given_by: entry.given_by,
-            unanswered: entry.unanswered,
-            returned: entry
-                .returned
-                .as_ref()
-                .map(|(by, reply)| (*by, BufferView(reply))),
+        serializer.collect_seq(self.0.iter().map(|(index, entry)| {
+            EntryView {
+                index: *index,
+                place: entry.place,
+                given_by: entry.given_by,
+                unanswered: entry.unanswered,
+                returned: entry
+                    .returned
+                    .as_ref()
+                    .map(|(by, reply)| (*by, BufferView(reply))),
+            }
         }))
     }
 }

@@ -1,0 +1,553 @@
+//! The daemon is killed, again and again and at any moment, under programs that stream. On Linux 6.9 and later none of them
+//! sees an error or a wrong byte: what is missing is frames that the driver gave to nobody. On older kernels each ends with
+//! an error within a second, and the next run works.
+//!
+//! Every frame is compared with one of the real node. Its upper rows hold time and number, so that no two frames are
+//! alike: one that comes twice, or half, is seen.
+
+use std::collections::HashSet;
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::programs::gst_words;
+use crate::client::{Client, run};
+use crate::daemon::{self, Daemon};
+use crate::nodes::{Found, Kind, named, vivid};
+use crate::picture::Control;
+use crate::report::figure;
+use crate::setup::{Test, is_6_1, is_long};
+use crate::shim::Seat;
+
+pub const TESTS: &[(&str, Test)] = &[
+    ("survival::userptr", || killed("USERPTR", userptr)),
+    ("survival::programs_that_map", || killed("MMAP", mapping)),
+    ("survival::adopted_memory", || killed("adoption", adopting)),
+    ("survival::read", || killed("read", reading)),
+];
+
+/// Of all runs together: 200 on Linux 6.12.
+const KILLS: usize = 50;
+/// Of a frame, where nobody says another.
+const WIDTH: usize = 320;
+const HEIGHT: usize = 180;
+const FRAME: usize = WIDTH * HEIGHT * 2;
+/// Rows that differ in each frame.
+const TEXT_ROWS: usize = 64;
+/// Frames in a second. Lost ones are counted by the driver.
+const RATE: &str = "15";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a program makes is compared with this.
+enum Expect {
+    /// The program itself says so.
+    Itself,
+    /// Frames of a camera: this one, but for the upper rows.
+    Frames(Vec<u8>),
+    /// Exactly this.
+    Bytes(Vec<u8>),
+}
+
+/// The devices: two cameras, vmalloc and dma-contig; an output; a camera with planes; vim2m.
+struct Devices {
+    camera: Found,
+    contig: Found,
+    output: Found,
+    planar: Found,
+    vim2m: Found,
+}
+
+impl Devices {
+    fn find() -> anyhow::Result<Self> {
+        Ok(Self {
+            camera: vivid(0, Kind::VideoCapture)?,
+            contig: vivid(1, Kind::VideoCapture)?,
+            output: vivid(1, Kind::VideoOutput)?,
+            planar: vivid(2, Kind::VideoCapture)?,
+            vim2m: named("vim2m")?,
+        })
+    }
+
+    fn all(&self) -> [&Found; 5] {
+        [
+            &self.camera,
+            &self.contig,
+            &self.output,
+            &self.planar,
+            &self.vim2m,
+        ]
+    }
+
+    /// The cameras' pictures have numbers, at a rate that a busy machine keeps up with.
+    fn prepare(&self) -> anyhow::Result<Vec<Control>> {
+        let mut controls = Vec::new();
+        for camera in [&self.camera, &self.contig, &self.planar] {
+            let path = camera.real().display().to_string();
+            let format = format!("width={WIDTH},height={HEIGHT},pixelformat=YUYV");
+            let limit = Duration::from_secs(10);
+            run("v4l2-ctl", &["-d", &path, "-v", &format, "-p", RATE], limit)?;
+            controls.push(Control::set(camera.number()?, "osd_text_mode", 1, 2)?);
+        }
+        Ok(controls)
+    }
+}
+
+/// One frame of the real camera.
+fn native(camera: &Found) -> anyhow::Result<Vec<u8>> {
+    let (path, file) = (camera.real().display().to_string(), "/tmp/survival-native");
+    let to = format!("--stream-to={file}");
+    let args = ["-d", &path, "--stream-mmap=3", "--stream-count=1", &to];
+    run("v4l2-ctl", &args, PATIENCE)?;
+    let frame = fs::read(file)?;
+    ensure!(
+        frame.len() == FRAME,
+        "{} bytes in a frame of {camera}",
+        frame.len()
+    );
+    Ok(frame)
+}
+
+/// A daemon under a keeper, which starts the next one.
+struct Kept {
+    keeper: Daemon,
+}
+
+impl Kept {
+    fn start(devices: &[&Found]) -> anyhow::Result<Self> {
+        let devices: Vec<String> = devices
+            .iter()
+            .map(|device| device.real().display().to_string())
+            .collect();
+        let devices = devices.iter().flat_map(|device| ["--device", device]);
+        let args: Vec<&str> = ["--keep"].into_iter().chain(devices).collect();
+        Ok(Self {
+            keeper: Daemon::start(&args)?,
+        })
+    }
+
+    /// The daemon's process, if there is one at the moment.
+    fn daemon(&self) -> Option<Pid> {
+        let keeper = self.keeper.pid();
+        let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).ok()?;
+        let child = children.split_ascii_whitespace().next()?;
+        child.parse().ok().map(Pid::from_raw)
+    }
+
+    /// How often a daemon was ready.
+    fn readies(&self) -> usize {
+        self.keeper.log().lines().filter(|line| *line == "ready").count()
+    }
+
+    /// Kills the daemon. With `until_ready` the next one is waited for: how long that takes.
+    fn kill(&self, until_ready: bool) -> anyhow::Result<Duration> {
+        let (begun, before) = (Instant::now(), self.readies());
+        while !self
+            .daemon()
+            .is_some_and(|daemon| kill(daemon, Signal::SIGKILL).is_ok())
+        {
+            ensure!(
+                begun.elapsed() < PATIENCE,
+                "there is no daemon any more: {}",
+                self.keeper.log()
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+        let killed = Instant::now();
+        while until_ready && self.readies() == before {
+            ensure!(
+                killed.elapsed() < PATIENCE,
+                "no daemon gets ready: {}",
+                self.keeper.log()
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(if until_ready {
+            killed.elapsed()
+        } else {
+            Duration::ZERO
+        })
+    }
+}
+
+/// A program that streams, and how to start it again when it has come to its end before the last kill.
+struct Plan<'a> {
+    node: &'a Found,
+    seat: Seat,
+    /// Words, `NODE` being the node and `FILE` where frames are put.
+    call: String,
+    expect: Expect,
+}
+
+/// Frames of a program that counts them; at [`RATE`] a few seconds.
+const COUNT: usize = 60;
+
+fn plan<'a>(node: &'a Found, seat: Seat, call: &str, expect: Expect) -> Plan<'a> {
+    Plan {
+        node,
+        seat,
+        call: call.replace("COUNT", &COUNT.to_string()),
+        expect,
+    }
+}
+
+impl Plan<'_> {
+    fn file(&self) -> String {
+        format!("/tmp/survival-{}", self.node.file)
+    }
+
+    fn start(&self) -> anyhow::Result<Client> {
+        let file = self.file();
+        drop(fs::remove_file(&file));
+        let call = self.call.replace("FILE", &file);
+        let words: Vec<String> = match call.strip_prefix("gst-launch-1.0 ") {
+            Some(pipeline) => gst_words(pipeline)?,
+            None => call.split_whitespace().map(str::to_owned).collect(),
+        };
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        self.seat.start(&words)
+    }
+
+    /// The program has ended: as it should, and what it has made is right.
+    fn check(&self, client: &mut Client, seen: &mut Seen) -> anyhow::Result<()> {
+        let status = client.end(PATIENCE);
+        let said = client.rest();
+        let what = || format!("{} {}: {said}", self.call, self.seat.name);
+        let status = status.with_context(what)?;
+        ensure!(status.success(), "{status}: {}", what());
+        seen.add(&said);
+        match &self.expect {
+            Expect::Itself => {}
+            Expect::Frames(native) => {
+                let bytes = fs::read(self.file())?;
+                check_frames(&bytes, native).with_context(what)?;
+                seen.frames += bytes.len() / FRAME;
+            }
+            Expect::Bytes(native) => {
+                let bytes = fs::read(self.file())?;
+                let differing = bytes.iter().zip(native).position(|(ours, real)| ours != real);
+                ensure!(
+                    bytes.len() == native.len() && differing.is_none(),
+                    "{} bytes instead of {}, differing from {differing:?} on: {}",
+                    bytes.len(),
+                    native.len(),
+                    what()
+                );
+                seen.frames += M2M_FRAMES;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What one program has seen.
+#[derive(Debug, Default)]
+struct Seen {
+    runs: usize,
+    frames: usize,
+    lost: u64,
+    /// Milliseconds between two frames.
+    longest: u64,
+}
+
+impl Seen {
+    /// What the program says of itself: survivor's last line, or the numbers of v4l2-ctl --verbose.
+    fn add(&mut self, said: &str) {
+        self.runs += 1;
+        if let Some(line) = said.lines().find(|line| line.starts_with("frames ")) {
+            let numbers: Vec<u64> = line
+                .split_whitespace()
+                .filter_map(|word| word.parse().ok())
+                .collect();
+            if let [frames, lost, longest] = numbers[..] {
+                self.frames += usize::try_from(frames).unwrap_or_default();
+                self.lost += lost;
+                self.longest = self.longest.max(longest);
+            }
+        }
+        let number = |line: &str, label| -> Option<u64> {
+            line.split(label).nth(1)?.split_whitespace().next()?.parse().ok()
+        };
+        let sequences: Vec<u64> = said
+            .lines()
+            .filter(|line| line.contains("dqbuf"))
+            .filter_map(|line| number(line, "seq:"))
+            .collect();
+        for pair in sequences.windows(2) {
+            self.lost += (pair[1] - pair[0]).saturating_sub(1);
+        }
+    }
+}
+
+/// Every frame is the camera's picture, and none comes twice.
+fn check_frames(bytes: &[u8], native: &[u8]) -> anyhow::Result<()> {
+    ensure!(
+        bytes.len() == COUNT * FRAME,
+        "{} bytes instead of {COUNT} frames",
+        bytes.len()
+    );
+    let text = TEXT_ROWS * WIDTH * 2;
+    let mut texts = HashSet::new();
+    for (number, frame) in bytes.chunks_exact(FRAME).enumerate() {
+        let differing = (text..FRAME).find(|at| frame[*at] != native[*at]);
+        ensure!(
+            differing.is_none(),
+            "frame {number} differs from the real node's from byte {differing:?} on"
+        );
+        ensure!(texts.insert(&frame[..text]), "frame {number} was there before");
+    }
+    Ok(())
+}
+
+const M2M_INPUT: &str = "/tmp/survival-m2m";
+const M2M_FRAMES: usize = 40;
+
+/// What vim2m makes of its input on the real node.
+fn m2m_native(vim2m: &Found) -> anyhow::Result<Vec<u8>> {
+    let byte = |at: usize| ((at / 3 + at / (WIDTH * HEIGHT * 3) * 5) % 251).to_le_bytes()[0];
+    let input: Vec<u8> = (0..M2M_FRAMES * WIDTH * HEIGHT * 3).map(byte).collect();
+    fs::write(M2M_INPUT, input)?;
+    let (path, file) = (vim2m.real().display().to_string(), "/tmp/survival-m2m-native");
+    let args = [
+        "-d", &path, "-i", M2M_INPUT, "-o", file, "-F", "RGB3", "-f", "BGR3",
+    ];
+    run("m2m_userptr", &args, PATIENCE)?;
+    let bytes = fs::read(file)?;
+    fs::remove_file(file)?;
+    ensure!(
+        bytes.len() == M2M_FRAMES * WIDTH * HEIGHT * 3,
+        "{} bytes",
+        bytes.len()
+    );
+    Ok(bytes)
+}
+
+fn userptr(devices: &Devices) -> anyhow::Result<Vec<Plan<'_>>> {
+    let Devices {
+        camera,
+        contig,
+        output,
+        planar,
+        vim2m,
+    } = devices;
+    Ok(vec![
+        plan(
+            camera,
+            Seat::plain(camera),
+            "v4l2-ctl -d NODE --stream-user=4 --stream-count=COUNT --stream-to=FILE --verbose",
+            Expect::Frames(native(camera)?),
+        ),
+        plan(
+            contig,
+            Seat::plain(contig),
+            "survivor NODE userptr",
+            Expect::Itself,
+        ),
+        plan(
+            output,
+            Seat::plain(output),
+            "survivor -p NODE output",
+            Expect::Itself,
+        ),
+        plan(
+            planar,
+            Seat::plain(planar),
+            "gst-launch-1.0 -q v4l2src device=NODE io-mode=userptr num-buffers=COUNT ! filesink location=FILE",
+            Expect::Frames(native(planar)?),
+        ),
+        plan(
+            vim2m,
+            Seat::plain(vim2m),
+            &format!("m2m_userptr -d NODE -i {M2M_INPUT} -o FILE -F RGB3 -f BGR3"),
+            Expect::Bytes(m2m_native(vim2m)?),
+        ),
+    ])
+}
+
+fn mapping(devices: &Devices) -> anyhow::Result<Vec<Plan<'_>>> {
+    let Devices {
+        camera,
+        contig,
+        output,
+        planar,
+        ..
+    } = devices;
+    Ok(vec![
+        plan(
+            camera,
+            Seat::run(camera),
+            "ffmpeg -v error -nostdin -f v4l2 -input_format yuyv422 -video_size 320x180 -i NODE -frames:v COUNT -c copy \
+             -f rawvideo -y FILE",
+            Expect::Frames(native(camera)?),
+        ),
+        plan(contig, Seat::run(contig), "survivor -p NODE mmap", Expect::Itself),
+        plan(output, Seat::run(output), "survivor NODE output", Expect::Itself),
+        plan(
+            planar,
+            Seat::run(planar),
+            "v4l2-ctl -d NODE --stream-mmap=4 --stream-count=COUNT --stream-to=FILE --verbose",
+            Expect::Frames(native(planar)?),
+        ),
+    ])
+}
+
+fn adopting(devices: &Devices) -> anyhow::Result<Vec<Plan<'_>>> {
+    let Devices {
+        camera,
+        contig,
+        planar,
+        ..
+    } = devices;
+    Ok(vec![
+        plan(
+            camera,
+            Seat::run(camera),
+            "survivor -a NODE userptr",
+            Expect::Itself,
+        ),
+        plan(
+            contig,
+            Seat::run(contig),
+            "survivor -a -p NODE userptr",
+            Expect::Itself,
+        ),
+        plan(
+            planar,
+            Seat::run(planar),
+            "gst-launch-1.0 -q v4l2src device=NODE io-mode=mmap num-buffers=COUNT ! filesink location=FILE",
+            Expect::Frames(native(planar)?),
+        ),
+    ])
+}
+
+fn reading(devices: &Devices) -> anyhow::Result<Vec<Plan<'_>>> {
+    let Devices {
+        camera,
+        contig,
+        planar,
+        ..
+    } = devices;
+    // A third of a frame at a time.
+    let dd = format!(
+        "dd if=NODE of=FILE iflag=fullblock status=none bs={} count={}",
+        FRAME / 3,
+        COUNT * 3
+    );
+    Ok(vec![
+        plan(camera, Seat::plain(camera), "survivor NODE read", Expect::Itself),
+        plan(contig, Seat::plain(contig), &dd, Expect::Frames(native(contig)?)),
+        plan(
+            planar,
+            Seat::plain(planar),
+            "v4l2-ctl -d NODE --stream-user=4 --stream-poll --stream-count=COUNT --stream-to=FILE --verbose",
+            Expect::Frames(native(planar)?),
+        ),
+    ])
+}
+
+/// A number below `bound`, by chance.
+fn random(bound: u64) -> u64 {
+    RandomState::new().hash_one(bound) % bound
+}
+
+/// The daemon dies again and again while all of a plan stream at once.
+fn killed(what: &str, plans: fn(&Devices) -> anyhow::Result<Vec<Plan<'_>>>) -> anyhow::Result<()> {
+    daemon::stop_shared();
+    let devices = Devices::find()?;
+    let _controls = devices.prepare()?;
+    let plans = plans(&devices)?;
+    let kept = Kept::start(&devices.all())?;
+    if is_6_1() {
+        return ends_at_once(&kept, &plans);
+    }
+    let mut running = Vec::new();
+    for plan in &plans {
+        running.push((plan, plan.start()?, Seen::default()));
+    }
+    thread::sleep(Duration::from_millis(500));
+    let kills = if is_long() { 20 * KILLS } else { KILLS };
+    let mut down = Duration::ZERO;
+    for kill in 0..kills {
+        // Half of them while the next daemon begins.
+        let most = if kill % 2 == 0 { 60 } else { 400 };
+        thread::sleep(Duration::from_millis(random(most)));
+        down = down.max(kept.kill(kill % 3 == 2)?);
+        for (plan, client, seen) in &mut running {
+            if client.has_ended()? {
+                plan.check(client, seen)
+                    .with_context(|| format!("after {} kills", kill + 1))?;
+                *client = plan.start()?;
+            }
+        }
+    }
+    for (plan, client, seen) in &mut running {
+        client.close_stdin();
+        plan.check(client, seen).context("after all kills")?;
+        figure(format!(
+            "{what}, {kills} kills: {} {} on {}: {} frames in {} runs, {} lost{}",
+            plan.call.split_whitespace().next().unwrap_or_default(),
+            plan.seat.name,
+            plan.node,
+            seen.frames,
+            seen.runs,
+            seen.lost,
+            match seen.longest {
+                0 => String::new(),
+                longest => format!(", at most {longest} ms between two"),
+            }
+        ));
+    }
+    figure(format!(
+        "{what}, {kills} kills: at most {} ms until a daemon was ready again",
+        down.as_millis()
+    ));
+    Ok(())
+}
+
+/// Without requests that are sent again: each program ends within a second of the kill, and the next run works.
+fn ends_at_once(kept: &Kept, plans: &[Plan<'_>]) -> anyhow::Result<()> {
+    let mut running = Vec::new();
+    for plan in plans {
+        running.push((plan, plan.start()?));
+    }
+    thread::sleep(Duration::from_millis(1500));
+    for (plan, client) in &mut running {
+        ensure!(
+            !client.has_ended()?,
+            "{} has ended already: {}",
+            plan.call,
+            client.rest()
+        );
+    }
+    let killed = Instant::now();
+    kept.kill(true)?;
+    for (plan, client) in &mut running {
+        let status = client
+            .end(
+                Duration::from_secs(1)
+                    .saturating_sub(killed.elapsed())
+                    .max(Duration::from_millis(50)),
+            )
+            .with_context(|| plan.call.clone())?;
+        // GStreamer and v4l2-ctl end with status 0 after some errors, and say them.
+        let said = client.rest();
+        ensure!(
+            !status.success() || !said.is_empty(),
+            "{} has seen no error",
+            plan.call
+        );
+    }
+    for (plan, client) in &mut running {
+        *client = plan.start()?;
+    }
+    thread::sleep(Duration::from_millis(1500));
+    for (plan, client) in &mut running {
+        client.close_stdin();
+        plan.check(client, &mut Seen::default()).context("the next run")?;
+    }
+    Ok(())
+}
