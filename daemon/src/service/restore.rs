@@ -81,7 +81,9 @@ impl Survival {
     pub(super) fn nodes(&self) -> Vec<String> {
         let inheritance = self.inheritance();
         let names = inheritance.of_kind("channel");
-        names.filter_map(|name| Some(name.split_once('.')?.1.to_owned())).collect()
+        names
+            .filter_map(|name| Some(name.split_once('.')?.1.to_owned()))
+            .collect()
     }
 
     /// What nobody has taken so far nobody needs. `true`: there was a node among it, which has ended.
