@@ -2,11 +2,16 @@
 //!
 //! Each question has a connection of its own, for there is nowhere to keep one: the program may close any fd, and a child
 //! has its parent's. Nothing of what comes back is believed before it is one of the answers there are.
+//!
+//! A daemon that is killed hangs up, and the next one has the same socket, the same tokens and the same files: it is asked
+//! once more. Who connects in between waits in the socket's queue. Every question may be asked twice: what was done is found
+//! done, and of what was left to be fetched once the next daemon knows, or says `ENOENT`.
 
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};
 
+use rustix::event::{Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, statat};
 use rustix::io::Errno as OsError;
@@ -22,10 +27,23 @@ use crate::{node, sys};
 /// How long a daemon may take for one step. It answers in microseconds, and in some milliseconds when it is busy.
 const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 
+/// A question is asked so often at most: a daemon also hangs up on those for whom it has no place.
+const TRIES: usize = 6;
+/// Before the second try; twice as long each time, so a third of a second in all.
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// What a file of ours has told about its daemon. Plain bytes: it may outlive the file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Link {
     pub(crate) hello: Hello,
+}
+
+/// Why one try has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failed {
+    /// It has hung up without a word: it has ended, or has no place for us.
+    HungUp,
+    Otherwise(LinkError),
 }
 
 /// Why a question has no answer.
@@ -53,9 +71,24 @@ impl Link {
     /// # Errors
     /// See [`LinkError`].
     pub(crate) fn ask(&self, ask: Ask) -> Result<(Answer, Option<OwnedFd>), LinkError> {
-        let socket = self.connect()?;
-        persist(|| send(&socket, &ask.encode(self.hello.token), SendFlags::NOSIGNAL))
-            .map_err(|_| LinkError::NoAnswer)?;
+        let mut pause = PAUSE;
+        for _ in 1..TRIES {
+            match self.ask_once(ask) {
+                Ok(answer) => return Ok(answer),
+                Err(Failed::Otherwise(error)) => return Err(error),
+                Err(Failed::HungUp) => rest(pause),
+            }
+            pause *= 2;
+        }
+        self.ask_once(ask).map_err(|failed| match failed {
+            Failed::HungUp => LinkError::NoAnswer,
+            Failed::Otherwise(error) => error,
+        })
+    }
+
+    fn ask_once(&self, ask: Ask) -> Result<(Answer, Option<OwnedFd>), Failed> {
+        let socket = self.connect().map_err(Failed::Otherwise)?;
+        persist(|| send(&socket, &ask.encode(self.hello.token), SendFlags::NOSIGNAL)).map_err(why)?;
         receive(socket.as_fd())
     }
 
@@ -111,7 +144,22 @@ fn persist<T>(mut call: impl FnMut() -> Result<T, OsError>) -> Result<T, OsError
     }
 }
 
-fn receive(socket: BorrowedFd<'_>) -> Result<(Answer, Option<OwnedFd>), LinkError> {
+/// Of a connection that was there.
+fn why(error: OsError) -> Failed {
+    match error {
+        OsError::PIPE | OsError::CONNRESET | OsError::NOTCONN => Failed::HungUp,
+        _ => Failed::Otherwise(LinkError::NoAnswer),
+    }
+}
+
+/// Waits; a signal may end it early.
+fn rest(pause: Duration) {
+    if let Ok(pause) = Timespec::try_from(pause) {
+        let _ = poll(&mut [], Some(&pause));
+    }
+}
+
+fn receive(socket: BorrowedFd<'_>) -> Result<(Answer, Option<OwnedFd>), Failed> {
     let mut message = [0; MESSAGE_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -119,7 +167,10 @@ fn receive(socket: BorrowedFd<'_>) -> Result<(Answer, Option<OwnedFd>), LinkErro
         let mut into = [IoSliceMut::new(&mut message)];
         recvmsg(socket, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
     });
-    let received = received.map_err(|_| LinkError::NoAnswer)?;
+    let received = received.map_err(why)?;
+    if received.bytes == 0 {
+        return Err(Failed::HungUp);
+    }
     // The space's padding has room for a second one on 64 bits.
     let mut files = ancillary.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(files) => Some(files),
@@ -138,7 +189,7 @@ fn receive(socket: BorrowedFd<'_>) -> Result<(Answer, Option<OwnedFd>), LinkErro
         .and_then(|message| Answer::decode(message).ok());
     match answer {
         Some(answer) if whole && one && answer.has_file() == file.is_some() => Ok((answer, file)),
-        _ => Err(LinkError::NoAnswer),
+        _ => Err(Failed::Otherwise(LinkError::NoAnswer)),
     }
 }
 
@@ -146,7 +197,7 @@ fn receive(socket: BorrowedFd<'_>) -> Result<(Answer, Option<OwnedFd>), LinkErro
 mod tests {
     use std::fs::File;
     use std::io::{Read, Seek, Write};
-    use std::os::fd::{AsFd, OwnedFd};
+    use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
     use std::thread::sleep;
     use std::time::{Duration, Instant};
 
@@ -155,7 +206,7 @@ mod tests {
     use vidcompat_proto::Errno;
     use vidcompat_proto::shim::{Answer, Ask, MESSAGE_BYTES};
 
-    use super::{LinkError, PATIENCE};
+    use super::{LinkError, PATIENCE, TRIES};
     use crate::testing::{Fake, asked, send, with_signals, without_allocating};
 
     const ASK: Ask = Ask::NextMove;
@@ -240,10 +291,20 @@ mod tests {
 
     #[test]
     fn a_daemon_that_hangs_up_or_says_nothing_is_no_answer() {
+        // Each time it is asked, and there is nobody else.
+        let fake =
+            Fake::serving_each((0..TRIES).map(|_| |socket: BorrowedFd<'_>| assert_eq!(asked(socket), ASK)));
+        assert_eq!(fake.link().ask(ASK).err(), Some(LinkError::NoAnswer));
+        drop(fake);
+        let fake = Fake::serving_each((0..TRIES).map(|_| |_: BorrowedFd<'_>| {}));
+        assert_eq!(fake.link().ask(ASK).err(), Some(LinkError::NoAnswer));
+        drop(fake);
         let fake = Fake::serving(|socket| assert_eq!(asked(socket), ASK));
-        assert_eq!(fake.link().ask(ASK).err(), Some(LinkError::NoAnswer));
-        let fake = Fake::serving(|_| {});
-        assert_eq!(fake.link().ask(ASK).err(), Some(LinkError::NoAnswer));
+        assert_eq!(
+            fake.link().ask(ASK).err(),
+            Some(LinkError::NoDaemon),
+            "it has gone"
+        );
 
         let (_still, end) = pipe().unwrap();
         let begin = Instant::now();
@@ -258,6 +319,27 @@ mod tests {
             "{:?}",
             begin.elapsed()
         );
+    }
+
+    #[test]
+    fn a_daemon_that_was_killed_is_asked_once_more_when_there_is_another() {
+        // Before it has read the question, after it, and while there is none for a while.
+        type Serve = Box<dyn FnOnce(BorrowedFd<'_>) + Send>;
+        let serves: Vec<Serve> = vec![
+            Box::new(|_| {}),
+            Box::new(|socket| assert_eq!(asked(socket), ASK)),
+            Box::new(|_| sleep(PATIENCE / 4)),
+            Box::new(|socket| {
+                sleep(PATIENCE / 2);
+                assert_eq!(asked(socket), ASK);
+                send(socket, &FILE.encode(), &[memfd(b"contents")]);
+            }),
+        ];
+        let fake = Fake::serving_each(serves);
+        let link = fake.link();
+        let (answer, file) = without_allocating(|| link.ask(ASK)).unwrap();
+        assert_eq!(answer, FILE);
+        assert!(file.is_some());
     }
 
     #[test]

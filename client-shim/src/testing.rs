@@ -59,9 +59,21 @@ impl Fake {
 
     /// One that serves a single connection with `serve`.
     pub(crate) fn serving(serve: impl FnOnce(BorrowedFd<'_>) + Send + 'static) -> Self {
+        Self::serving_each([serve])
+    }
+
+    /// One that serves as many connections, one after the other, and is as if killed after each.
+    pub(crate) fn serving_each<S: FnOnce(BorrowedFd<'_>) + Send + 'static>(
+        serves: impl IntoIterator<Item = S>,
+    ) -> Self {
         let mut fake = Self::nobody();
         let socket = fake.listening(8);
-        fake.serving = Some(thread::spawn(move || serve(accept(&socket).unwrap().as_fd())));
+        let serves: Vec<_> = serves.into_iter().collect();
+        fake.serving = Some(thread::spawn(move || {
+            for serve in serves {
+                serve(accept(&socket).unwrap().as_fd());
+            }
+        }));
         fake
     }
 

@@ -95,6 +95,8 @@ fn speak(
         if result >= 0 {
             return match after() {
                 Some(Ok(())) => result,
+                // What the call has left to be fetched has gone with the daemon that had it: the next one is called.
+                Some(Err(Errno::ENOENT)) => continue,
                 Some(Err(errno)) => {
                     sys::set_errno(errno.raw());
                     -1

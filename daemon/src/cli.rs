@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
+use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -176,7 +177,13 @@ pub fn init_log(format: LogFormat) {
     {
         let journal = journal
             .with_field_prefix(Some("VIDCOMPAT".to_owned()))
-            .with_syslog_identifier("vidcompatd".to_owned());
+            .with_syslog_identifier("vidcompatd".to_owned())
+            // As sd-daemon(3) has them; tracing-journald's own are one higher.
+            .with_priority_mappings(PriorityMappings {
+                info: Priority::Informational,
+                debug: Priority::Debug,
+                ..PriorityMappings::new()
+            });
         return tracing_subscriber::registry().with(filter).with(journal).init();
     }
     let log = tracing_subscriber::fmt()

@@ -16,12 +16,19 @@ fn main() -> ExitCode {
     }
     cli::init_log(options.log_format);
     if options.keep {
-        return keeper::run();
+        let code = keeper::run();
+        // The last daemon has left everything as it was, for one that does not come.
+        let _ = service::give_back();
+        return code;
     }
-    confine::confine(options.confine);
-    let outcome = match options.check_config {
-        true => service::check(&options).map(|page| print!("{page}")),
-        false => service::run(&options),
+    if options.give_back {
+        return service::give_back();
+    }
+    let outcome = if options.check_config {
+        service::check(&options).map(|page| print!("{page}"))
+    } else {
+        confine::confine(options.confine);
+        service::run(&options)
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -246,7 +246,9 @@ pub fn with_shared<T>(act: impl FnOnce(&mut Daemon) -> anyhow::Result<T>) -> any
     let mut shared = lock(&SHARED);
     if shared.is_none() {
         let devices = match Set::here()? {
-            Set::Cameras | Set::Bochs => vec![video::real(VMALLOC).path(), video::real(CONTIG).path()],
+            Set::Cameras | Set::Bochs | Set::Service => {
+                vec![video::real(VMALLOC).path(), video::real(CONTIG).path()]
+            }
             Set::Memory => vec![
                 video::real(VMALLOC).path(),
                 video::real(CONTIG).path(),

@@ -14,6 +14,7 @@ mod picture;
 mod report;
 mod rival;
 mod screens;
+mod service;
 mod setup;
 mod shim;
 mod status;

@@ -44,6 +44,8 @@ pub enum Set {
     /// What the client shim is for: three vivids with a webcam and an output each, of which 0 is vmalloc and its output
     /// HDMI, 1 is dma-contig, and 2 is multi-planar; vim2m; a v4l2loopback.
     Shim,
+    /// Two plain webcams, for daemons that tests start, kill and take the devices from: 0 is vmalloc, 1 dma-contig.
+    Service,
     /// Framebuffers: virtio-gpu with the console on it, bochs, vfb (see `screens`), and one plain webcam, [`VMALLOC`].
     Screens,
 }
@@ -59,6 +61,7 @@ impl Set {
             Ok("bochs") => Ok(Self::Bochs),
             Ok("shim") => Ok(Self::Shim),
             Ok("screens") => Ok(Self::Screens),
+            Ok("service") => Ok(Self::Service),
             Ok(other) => bail!("there is no device set `{other}`"),
         }
     }
@@ -158,6 +161,10 @@ pub fn devices() -> anyhow::Result<()> {
             nodes::named("vim2m")?;
             ensure!(nodes::loopbacks()?.len() == 1, "one node of v4l2loopback");
             Ok(())
+        }
+        Set::Service => {
+            camera(VMALLOC, SMALL)?;
+            camera(CONTIG, SMALL)
         }
         Set::Screens => {
             camera(VMALLOC, SMALL)?;

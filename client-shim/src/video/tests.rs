@@ -109,6 +109,16 @@ fn what_comes_afterwards_may_fail() {
         spoken(&[Ok(0)], true, failed),
         (Err(libc::EFAULT), vec![As(SPOKEN)])
     );
+    // What was left is there no more: once more, and not for ever.
+    let lost = Some(Err(Errno::ENOENT));
+    let mut for_ever = vec![Ok(0); MOST_ROUNDS];
+    for_ever.push(Err(libc::ENODEV));
+    let (result, calls) = spoken(&for_ever, true, lost);
+    assert_eq!((result, calls.len()), (Err(libc::ENODEV), MOST_ROUNDS + 1));
+    assert_eq!(
+        spoken(&[Ok(0), Err(libc::EINVAL)], true, lost),
+        (Err(libc::EINVAL), vec![As(SPOKEN); 2])
+    );
     // Nobody has answered: as without us.
     assert_eq!(
         spoken(&[Ok(0), Err(libc::EINVAL)], true, None),

@@ -5,7 +5,7 @@
 //! front end knows.
 
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use vidcompat_proto::Errno;
@@ -20,6 +20,16 @@ pub trait Framebuffer: Send + Sync + 'static {
     /// # Errors
     /// What the driver's open says.
     fn open(&self, flags: libc::c_int) -> Result<Box<dyn FramebufferFile>, Errno>;
+
+    /// A file that a program had open with a daemon before us, by its [`FramebufferFile::descriptor`] and the flags of the
+    /// open.
+    ///
+    /// # Errors
+    /// `ENODEV`: there is no such thing.
+    fn again(&self, descriptor: OwnedFd, flags: libc::c_int) -> Result<Box<dyn FramebufferFile>, Errno> {
+        let _ = (descriptor, flags);
+        Err(Errno::ENODEV)
+    }
 
     /// What a person would see now.
     ///
@@ -72,6 +82,10 @@ pub trait FramebufferFile: Send + Sync {
     fn map(&self, offset: u64, length: u64, prot: u32, flags: u32) -> Result<(OwnedFd, u64), Errno>;
     /// `FBIOGET_DMABUF`: the framebuffer's memory as a dma-buf, from its first byte. `ENOTTY` where there is none.
     fn dma_buf(&self) -> Result<OwnedFd, Errno>;
+    /// What keeps it open when we end. `None`: it ends with us.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// Memory of a framebuffer of our own, as `resolve` finds it behind a pointer: by the inode of what [`FramebufferFile::map`]

@@ -202,6 +202,9 @@ pub const TABLE: &[Call] = table! {
         SYS_symlinkat "names of nodes";
         SYS_fsync "the journal of what was taken over";
         SYS_umask "mode of what it makes";
+        SYS_inotify_init1 "who may open a node may change";
+        SYS_inotify_add_watch "who may open a node may change";
+        SYS_inotify_rm_watch "a node that is served no more";
         SYS_getxattr "access list of a node";
         SYS_lgetxattr "access list of a node";
         SYS_fgetxattr "access list of a node";
@@ -255,6 +258,9 @@ pub const TABLE: &[Call] = table! {
         #[cfg(target_arch = "x86_64")]
         SYS_poll "is a device ready";
         SYS_eventfd2 "waking threads";
+        SYS_inotify_init1 "names that come and go in /dev";
+        SYS_inotify_add_watch "names that come and go in /dev";
+        SYS_inotify_rm_watch "names that come and go in /dev";
         SYS_timerfd_create "pauses between looks";
         SYS_timerfd_settime "pauses between looks";
     }

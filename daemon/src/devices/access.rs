@@ -9,21 +9,24 @@ use std::path::Path;
 
 use rustix::fs::{XattrFlags, getxattr, removexattr, setxattr};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 /// The list as the kernel keeps it (acl(5), linux/posix_acl_xattr.h).
 const LIST: &str = "system.posix_acl_access";
 /// More entries than a list can usefully have.
 const LONGEST_LIST: usize = 64 << 10;
 
-#[derive(PartialEq, Eq)]
-struct Rights {
+/// Who may open a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Rights {
     uid: u32,
     gid: u32,
     mode: u32,
     list: Option<Vec<u8>>,
 }
 
-fn rights(path: &Path) -> io::Result<Rights> {
+/// Who may open the node at `path`.
+pub(super) fn rights(path: &Path) -> io::Result<Rights> {
     let node = fs::metadata(path)?;
     let mut list = Vec::with_capacity(LONGEST_LIST);
     let list = match getxattr(path, LIST, rustix::buffer::spare_capacity(&mut list)) {
@@ -45,8 +48,13 @@ fn rights(path: &Path) -> io::Result<Rights> {
 /// # Errors
 /// One of them is gone, or we may not; `to` may then be opened by fewer than `from`.
 pub fn carry(from: &Path, to: &Path) -> io::Result<bool> {
-    let (wanted, found) = (rights(from)?, rights(to)?);
-    if wanted == found {
+    apply(&rights(from)?, to)
+}
+
+/// Those whom `wanted` says may open `to`, and nobody else. `false`: so it was already.
+pub(super) fn apply(wanted: &Rights, to: &Path) -> io::Result<bool> {
+    let found = rights(to)?;
+    if *wanted == found {
         return Ok(false);
     }
     if (found.uid, found.gid) != (wanted.uid, wanted.gid) {

@@ -65,14 +65,14 @@ pub struct FbNode {
 }
 
 impl FbNode {
-    /// The nodes for `sources`. Changes nothing.
+    /// The nodes for `sources`. Changes nothing. The name of a side node is free, or it `is_ours` already.
     ///
     /// # Errors
     /// See [`FbNodeError`].
-    pub fn of_all(sources: &[FbSource]) -> Result<Vec<Self>, FbNodeError> {
+    pub fn of_all(sources: &[FbSource], is_ours: &dyn Fn(&str) -> bool) -> Result<Vec<Self>, FbNodeError> {
         let mut nodes: Vec<Self> = Vec::new();
         for source in sources {
-            nodes.push(Self::of(source, &nodes)?);
+            nodes.push(Self::of(source, &nodes, is_ours)?);
         }
         Ok(nodes)
     }
@@ -81,8 +81,12 @@ impl FbNode {
     ///
     /// # Errors
     /// See [`FbNodeError`].
-    pub fn of(source: &FbSource, others: &[Self]) -> Result<Self, FbNodeError> {
-        let node = Self::named(source, others)?;
+    pub fn of(
+        source: &FbSource,
+        others: &[Self],
+        is_ours: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, FbNodeError> {
+        let node = Self::named(source, others, is_ours)?;
         let same = |other: &Self| other.node == node.node || same_card(&other.source, &node.source);
         match others.iter().any(same) {
             true => Err(FbNodeError::Twice(source.name())),
@@ -90,7 +94,11 @@ impl FbNode {
         }
     }
 
-    fn named(source: &FbSource, others: &[Self]) -> Result<Self, FbNodeError> {
+    fn named(
+        source: &FbSource,
+        others: &[Self],
+        is_ours: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, FbNodeError> {
         let (source, beside) = match source {
             FbSource::Real(path) => {
                 let (real, number) = real_fb(path)?;
@@ -109,7 +117,9 @@ impl FbNode {
         };
         if let Some((real, number)) = beside {
             let node = side_node(&real, number);
-            node.check_free(&real)?;
+            if !is_ours(&node.spec().name) {
+                node.check_free(&real)?;
+            }
             let beside = Some(real);
             return Ok(Self { source, node, beside });
         }
@@ -218,7 +228,7 @@ mod tests {
             .iter()
             .map(|text| text.parse().expect("a source"))
             .collect();
-        FbNode::of_all(&sources)
+        FbNode::of_all(&sources, &|_| false)
     }
 
     #[test]

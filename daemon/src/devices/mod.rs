@@ -2,7 +2,8 @@
 //!
 //! A *side node* leaves the real one where it is: `/dev/videoN` gets `/dev/video(64+N)`, 81:256+N, the other kinds of V4L2
 //! nodes alike, and `/dev/fbN` gets `/dev/fb(64+N)`, 29:256+N. A framebuffer of our own where there is no real one is
-//! `/dev/fbN`, 29:512+N.
+//! `/dev/fbN`, 29:512+N. In a *takeover* ours has the name `/dev/videoN` (its number is that of a side node), and the real one is
+//! `/dev/vidcompat/videoN`.
 
 /// Where real nodes are while ours have their names.
 pub const ASIDE: &str = "/dev/vidcompat";
@@ -11,8 +12,10 @@ mod access;
 mod discovery;
 mod fb_node;
 mod fb_source;
+mod journal;
 mod node;
 mod side_node;
+mod takeover;
 mod watch;
 
 pub use access::carry;
@@ -22,4 +25,5 @@ pub use fb_source::{FbSource, Own};
 pub use node::{Node, NodeError};
 pub(crate) use side_node::{FIRST_NUMBER, MAJOR, kinds};
 pub use side_node::{SideNode, SideNodeError, names_of, our_name};
+pub use takeover::{Takeover, TakeoverError, give_back_all};
 pub use watch::Watcher;

@@ -111,6 +111,13 @@ impl Node {
         })
     }
 
+    /// Can there not be both?
+    #[must_use]
+    pub fn is_in_the_way_of(&self, other: &Self) -> bool {
+        let (one, other) = (&self.spec, &other.spec);
+        one.name == other.name || (one.major, one.minor) == (other.major, other.minor)
+    }
+
     /// Takes the name away: who has the node open keeps it, and nobody else comes. The kernel removes the name itself
     /// only when the node ends.
     pub fn hide(&self) {

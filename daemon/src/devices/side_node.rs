@@ -5,8 +5,9 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use super::discovery::Found;
+use super::discovery::{Found, number_at};
 use super::node::{Access, Node, NodeError};
+use super::takeover::{Takeover, TakeoverError};
 use crate::backend::v4l2::RealNode;
 use crate::cuse::NodeSpec;
 
@@ -81,6 +82,9 @@ pub enum SideNodeError {
     /// One of ours, or too high a number.
     #[error("{0}: only the numbers 0 to 63 can have a side node; higher ones may be side nodes themselves")]
     Number(PathBuf),
+    /// Ours, or another daemon's.
+    #[error("{0} is a node of vidcompatd itself; is another one running that has taken the real one over?")]
+    Ours(PathBuf),
     /// The node cannot be opened or is no V4L2 node.
     #[error("{path} does not answer as a V4L2 device ({source}); it is left alone")]
     NotV4l2 {
@@ -124,6 +128,9 @@ impl SideNode {
         if number >= FIRST_NUMBER {
             return Err(SideNodeError::Number(real));
         }
+        if number_at(&real) == our_number(&real) {
+            return Err(SideNodeError::Ours(real));
+        }
         let names = check_device(&real)?;
         let node = node_of(&real, kind, number);
         if !is_ours(&node.spec().name) {
@@ -164,11 +171,52 @@ impl SideNode {
         if number >= FIRST_NUMBER {
             return Err(SideNodeError::Number(real));
         }
+        if number_at(&real) == our_number(&real) {
+            return Err(SideNodeError::Ours(real));
+        }
         let node = node_of(&real, kind, number);
         if !is_ours(&node) {
             node.check_free(&real)?;
         }
         Ok(Self { real, node, names })
+    }
+
+    /// Ours in the place of a device of this machine, which is moved aside when ours is made. `is_ours` is to make room for it,
+    /// unless it is there and ours already.
+    ///
+    /// # Errors
+    /// See [`SideNodeError`].
+    pub fn in_place(
+        found: &Found,
+        names: (String, String),
+        is_ours: impl FnOnce(&Node) -> bool,
+    ) -> Result<Self, SideNodeError> {
+        let (kind, number) =
+            kind_and_number(&found.path).ok_or_else(|| SideNodeError::NotV4l2Name(found.path.clone()))?;
+        if number >= FIRST_NUMBER {
+            return Err(SideNodeError::Number(found.path.clone()));
+        }
+        let real = Path::new(super::ASIDE).join(found.name());
+        let node = node_in_place(&found.path, &real, kind, number);
+        let _ = is_ours(&node);
+        Ok(Self { real, node, names })
+    }
+
+    /// Moves the real node aside, if ours is to have its name. With `goes_on` ours is there already, from a daemon before us.
+    ///
+    /// # Errors
+    /// See [`TakeoverError`].
+    pub fn take_over(&self, goes_on: bool) -> Result<Option<Takeover>, TakeoverError> {
+        let name = &self.node.spec().name;
+        if !self.real.starts_with(super::ASIDE) {
+            return Ok(None);
+        }
+        if goes_on {
+            return Takeover::resume(name).map(Some);
+        }
+        let mut takeover = Takeover::begin(name)?;
+        takeover.move_aside()?;
+        Ok(Some(takeover))
     }
 
     /// Driver and card, as QUERYCAP names them.
@@ -192,6 +240,22 @@ impl SideNode {
 pub fn our_name(found: &Found) -> Option<String> {
     let (kind, number) = kind_and_number(&found.path)?;
     (number < FIRST_NUMBER).then(|| node_of(&found.path, kind, number).spec().name.clone())
+}
+
+/// The device number of ours for the real node that is called `path`, beside it or in its place.
+pub(super) fn our_number(path: &Path) -> Option<(u32, u32)> {
+    let (kind, number) = kind_and_number(path)?;
+    (number < FIRST_NUMBER).then_some((MAJOR, kind.first_minor + number))
+}
+
+/// The node of ours that has the name of `real` itself, which is at `aside`.
+fn node_in_place(real: &Path, aside: &Path, kind: Kind, number: u32) -> Node {
+    let beside = node_of(real, kind, number);
+    let spec = NodeSpec {
+        name: format!("{}{number}", kind.prefix),
+        ..beside.spec().clone()
+    };
+    Node::new(spec, Access::Like(aside.to_owned()))
 }
 
 fn node_of(real: &Path, kind: Kind, number: u32) -> Node {

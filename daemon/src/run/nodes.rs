@@ -55,7 +55,8 @@ pub fn number_of(path: &Path) -> Option<Number> {
 pub struct Nodes {
     /// Those beside real ones.
     pub pairs: Vec<Pair>,
-    /// Those that have the name that programs look for: framebuffers of ours where there is no real one.
+    /// Those that have the name that programs look for: framebuffers of ours where there is no real one, and taken-over
+    /// cameras.
     pub in_place: Vec<PathBuf>,
 }
 
@@ -75,15 +76,20 @@ fn all_kinds() -> impl Iterator<Item = (&'static str, u32, u32)> {
 }
 
 fn in_place(number: impl Fn(&Path) -> Option<Number>, lives: impl Fn(Number) -> bool) -> Vec<PathBuf> {
-    let path = |at| PathBuf::from(format!("/dev/fb{at}"));
-    let is_ours = |at: &u32| {
-        let our_number = Number {
-            major: FB_MAJOR,
-            minor: FB_FIRST_OWN_MINOR + at,
-        };
-        number(&path(*at)) == Some(our_number) && lives(our_number)
-    };
-    (0..FIRST_NUMBER).filter(is_ours).map(path).collect()
+    let video = kinds().map(|(prefix, first_minor)| (prefix, MAJOR, first_minor));
+    let all = video.chain([("fb", FB_MAJOR, FB_FIRST_OWN_MINOR)]);
+    let mut found = Vec::new();
+    for (prefix, major, first_minor) in all {
+        for at in 0..FIRST_NUMBER {
+            let path = PathBuf::from(format!("/dev/{prefix}{at}"));
+            let minor = first_minor + at;
+            let our_number = Number { major, minor };
+            if number(&path) == Some(our_number) && lives(our_number) {
+                found.push(path);
+            }
+        }
+    }
+    found
 }
 
 /// The pairs among the names that may be ours: `number` tells the device number of a path, `lives` whether the kernel has
@@ -204,6 +210,22 @@ mod tests {
         };
         let found = in_place(number_of, |alive| alive != number(29, 514));
         assert_eq!(found, [PathBuf::from("/dev/fb1")]);
+    }
+
+    #[test]
+    fn a_camera_that_is_taken_over_has_its_name_already() {
+        let nodes = [
+            ("/dev/video0", number(81, 256)),
+            ("/dev/video1", number(81, 1)),
+            ("/dev/vbi1", number(81, 513)),
+        ];
+        assert_eq!(among(&nodes, &[]), []);
+        let number_of = |path: &Path| {
+            let found = nodes.iter().find(|(name, _)| Path::new(name) == path);
+            found.map(|(_, number)| *number)
+        };
+        let found = in_place(number_of, |_| true);
+        assert_eq!(found, [PathBuf::from("/dev/video0"), PathBuf::from("/dev/vbi1")]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::{self, JoinHandle};
@@ -19,7 +20,9 @@ use crate::claim::{Claim, Kind};
 use crate::cli::Options;
 use crate::config::{Config, FileError};
 use crate::cuse::{Channel, InitError};
-use crate::devices::{FbNode, FbNodeError, NodeError, SideNode, SideNodeError, Watcher};
+use crate::devices::{
+    FbNode, FbNodeError, NodeError, SideNode, SideNodeError, TakeoverError, Watcher, give_back_all,
+};
 use crate::memory::{Budget, Heap};
 use crate::observe::control::Control;
 use crate::observe::scrape::Metrics;
@@ -82,6 +85,9 @@ pub enum ServiceError {
     /// A thread, a runtime, a signal handler.
     #[error("the system refuses what every program needs: {0}")]
     System(#[source] io::Error),
+    /// The name of a real node.
+    #[error(transparent)]
+    Takeover(#[from] TakeoverError),
     /// What the operator has written down.
     #[error(transparent)]
     Config(#[from] FileError),
@@ -102,19 +108,31 @@ pub fn run(options: &Options) -> Result<(), ServiceError> {
     runtime.block_on(serve(options))
 }
 
+/// Gives real nodes the names back that a daemon which is no more had taken: `--give-back`, which the unit runs when the daemon
+/// has ended (`ExecStopPost=`). Where that was killed and its nodes are kept for the next one, which comes at once, they stay.
+pub fn give_back() -> ExitCode {
+    // systemd.exec(5). A daemon that ends by itself, or that is stopped, may have no successor.
+    let result = std::env::var("SERVICE_RESULT").unwrap_or_default();
+    let was_killed = matches!(&*result, "signal" | "core-dump" | "watchdog");
+    match give_back_all(&[], was_killed) {
+        Ok(_) => ExitCode::SUCCESS,
+        // It was told.
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
 async fn serve(options: &Options) -> Result<(), ServiceError> {
     // Before the first node: from here on a signal ends us in order.
     let mut signals = Signals::new().map_err(ServiceError::System)?;
     let config = Config::of(options)?;
     let survival = Survival::of_starter();
     // What is wrong is said before anything was changed.
+    // What could not be undone was told.
+    drop(give_back_all(&survival.nodes(), false));
     if config.strict {
-        let paths: Vec<PathBuf> = options.devices.clone();
         let is_ours = |node: &str| survival.has_channel(node);
-        drop((
-            SideNode::of_all(&paths, &is_ours)?,
-            FbNode::of_all(&options.framebuffers)?,
-        ));
+        drop(SideNode::of_all(&options.devices, &is_ours)?);
+        drop(FbNode::of_all(&options.framebuffers, &is_ours)?);
     }
     drop(Channel::open(Path::new(CUSE)).map_err(ServiceError::Cuse)?);
     let (report_end, mut ended) = mpsc::unbounded_channel();
@@ -145,7 +163,7 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
         policy: Arc::clone(&making.options.policy),
         nodes: Nodes::new(making, Arc::clone(&shown)),
         // Before the first look: what comes after it is heard of.
-        watcher: Watcher::new(),
+        watcher: Watcher::start(),
         status: String::new(),
     };
     let first = service.look();
@@ -356,9 +374,13 @@ fn notify(state: &[NotifyState<'_>]) {
 }
 
 /// Ends nodes: whoever waits is answered, the node vanishes, the real one was never touched.
-fn end(served: Vec<Served>) {
+fn end(mut served: Vec<Served>) {
     if served.is_empty() {
         return;
+    }
+    // The first thing: who opens the node from now on has the real one.
+    for takeover in served.iter_mut().filter_map(|served| served.takeover.as_mut()) {
+        takeover.give_back();
     }
     // On threads of their own: a driver call that hangs holds its session.
     let answered: Vec<_> = served

@@ -14,8 +14,8 @@ use super::observed::Observed;
 use super::plan::{Have, How, Key, Machine, Wanted, difference, wanted};
 use super::served::{Making, Served};
 use super::{ServiceError, end};
-use crate::config::Config;
-use crate::devices::{FbNode, Node, SideNode, carry};
+use crate::config::{Config, Way};
+use crate::devices::{FbNode, Node, SideNode, carry, give_back_all};
 
 /// A node that ends by itself is made anew unless it has done so this many times within this time.
 const ENDS: usize = 3;
@@ -45,6 +45,8 @@ pub(super) struct Nodes {
     ends: HashMap<String, Vec<Instant>>,
     /// What the operator has been told of a device that is not served: once.
     told: HashMap<String, String>,
+    /// Devices that did not answer when they were looked at last.
+    silent: HashMap<String, String>,
     /// There is something to look after soon.
     restless: bool,
     shown: Arc<Observed>,
@@ -59,6 +61,7 @@ impl Nodes {
             departed: Vec::new(),
             ends: HashMap::new(),
             told: HashMap::new(),
+            silent: HashMap::new(),
             restless: false,
             shown,
         }
@@ -73,8 +76,9 @@ impl Nodes {
         let wanted = wanted(config, &look.present);
         let difference = difference(&wanted, &self.have());
         let mut troubles = HashMap::new();
+        let mut silent = HashMap::new();
         for (found, why) in look.silent {
-            troubles.insert(found.path.display().to_string(), why);
+            silent.insert(found.path.display().to_string(), why);
         }
         self.take_out(&difference.hide, &difference.replace);
         let mut first = Ok(());
@@ -97,10 +101,15 @@ impl Nodes {
                 }
             }
         }
-        self.restless = look.unsettled > 0 || !difference.wait.is_empty();
-        if look.unsettled == 0 {
-            // Whoever was to go on goes on.
-            self.making.survival.give_up();
+        // One that comes or goes in this very moment is silent too: it is told of when it still is at the next look.
+        let new = silent.keys().any(|name| !self.silent.contains_key(name));
+        let seen = silent.iter().filter(|(name, _)| self.silent.contains_key(*name));
+        troubles.extend(seen.map(|(name, why)| (name.clone(), why.clone())));
+        self.silent = silent;
+        self.restless = new || look.unsettled > 0 || !difference.wait.is_empty();
+        if look.unsettled == 0 && !new && self.making.survival.give_up() {
+            // Names that a daemon before us had taken, which are not to be ours any more; those that are have our lock.
+            drop(give_back_all(&[], false));
         }
         self.tell(troubles);
         self.carry_access();
@@ -121,8 +130,10 @@ impl Nodes {
     fn take_out(&mut self, hide: &[usize], replace: &[usize]) {
         let mut ending = Vec::new();
         let entries = std::mem::take(&mut self.entries);
-        for (at, entry) in entries.into_iter().enumerate() {
+        for (at, mut entry) in entries.into_iter().enumerate() {
             if hide.contains(&at) {
+                // The name is the real one's again, if that is still there; who has ours open keeps it.
+                drop(entry.served.takeover.take());
                 entry.served.node.hide();
                 tracing::info!(
                     device = entry.served.name, node = %entry.served.node.path().display(),
@@ -154,7 +165,11 @@ impl Nodes {
         let (served, framebuffer) = match (&wanted.present, &wanted.key) {
             (Some(present), _) => {
                 let names = (present.driver.clone(), present.card.clone());
-                let side = SideNode::beside(&present.found, names, |node| self.is_ours_or_clear(node))?;
+                let is_ours = |node: &Node| self.is_ours_or_clear(node);
+                let side = match wanted.how.way {
+                    Way::Takeover => SideNode::in_place(&present.found, names, is_ours)?,
+                    Way::Side | Way::Off => SideNode::beside(&present.found, names, is_ours)?,
+                };
                 (self.making.video(side, wanted.how.choice)?, None)
             }
             (None, Key::Framebuffer(source)) => {
@@ -163,7 +178,8 @@ impl Nodes {
                     .iter()
                     .filter_map(|entry| entry.framebuffer.clone())
                     .collect();
-                let framebuffer = FbNode::of(source, &others)?;
+                let is_ours = |node: &str| self.making.survival.has_channel(node);
+                let framebuffer = FbNode::of(source, &others, &is_ours)?;
                 let served = self.making.framebuffer(framebuffer.clone())?;
                 (served, Some(framebuffer))
             }
@@ -186,12 +202,12 @@ impl Nodes {
         is_ours
     }
 
-    /// Makes room for `node`: CUSE knows no second device of a name.
+    /// Makes room for `node`: CUSE knows no second device of a name or a number.
     fn clear(&mut self, node: &Node) {
         let departed = std::mem::take(&mut self.departed);
         let (same, others): (Vec<_>, Vec<_>) = departed
             .into_iter()
-            .partition(|served| served.node.spec().name == node.spec().name);
+            .partition(|served| served.node.is_in_the_way_of(node));
         self.departed = others;
         for served in &same {
             tracing::warn!(
@@ -216,7 +232,13 @@ impl Nodes {
     fn carry_access(&self) {
         for Entry { served, .. } in &self.entries {
             let Some(like) = served.node.like() else { continue };
-            match carry(like, &served.node.path()) {
+            let ours = served.node.path();
+            // Where ours has the name, it is ours that logind gives to whoever has the screen.
+            let carried = match served.takeover {
+                Some(_) => carry(&ours, like),
+                None => carry(like, &ours),
+            };
+            match carried {
                 Ok(true) => {
                     tracing::info!(device = served.name, "owner, mode and access list have changed");
                 }
@@ -229,8 +251,11 @@ impl Nodes {
 
     /// The nodes whose owner, mode and list are carried to others.
     pub(super) fn watched(&self) -> Vec<PathBuf> {
-        let like = |entry: &Entry| entry.served.node.like().map(Path::to_owned);
-        self.entries.iter().filter_map(like).collect()
+        let watched = |Entry { served, .. }: &Entry| match served.takeover {
+            Some(_) => Some(served.node.path()),
+            None => served.node.like().map(Path::to_owned),
+        };
+        self.entries.iter().filter_map(watched).collect()
     }
 
     /// The node with this id has ended.

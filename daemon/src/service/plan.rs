@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::config::{Choice, Config, Kinship, Way};
 use crate::devices::{FbSource, Found, Identity, discover, names_of};
@@ -11,8 +11,6 @@ use crate::devices::{FbSource, Found, Identity, discover, names_of};
 #[derive(Clone, Debug)]
 pub(super) struct Present {
     pub(super) found: Found,
-    /// Where it is now.
-    pub(super) real: PathBuf,
     pub(super) driver: String,
     pub(super) card: String,
 }
@@ -73,12 +71,7 @@ impl Machine {
                 continue;
             };
             match self.names(&found, &real) {
-                Ok((driver, card)) => look.present.push(Present {
-                    found,
-                    real,
-                    driver,
-                    card,
-                }),
+                Ok((driver, card)) => look.present.push(Present { found, driver, card }),
                 Err(error) => look.silent.push((found, format!("it does not answer ({error})"))),
             }
         }

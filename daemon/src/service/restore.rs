@@ -77,8 +77,19 @@ impl Survival {
         .ok()
     }
 
-    /// What nobody has taken so far nobody needs.
-    pub(super) fn give_up(&self) {
+    /// The nodes of ours whose channels are there.
+    pub(super) fn nodes(&self) -> Vec<String> {
+        let inheritance = self.inheritance();
+        let names = inheritance.of_kind("channel");
+        names
+            .filter_map(|name| Some(name.split_once('.')?.1.to_owned()))
+            .collect()
+    }
+
+    /// What nobody has taken so far nobody needs. `true`: there was a node among it, which has ended.
+    pub(super) fn give_up(&self) -> bool {
+        let ended = !self.nodes().is_empty();
         std::mem::take(&mut *self.inheritance()).give_up(&self.store);
+        ended
     }
 }

@@ -15,7 +15,7 @@ use super::watchdog::Watchdog;
 use super::{CUSE, ServiceError, framebuffers};
 use crate::config::Choice;
 use crate::cuse::{Channel, Handler, Kernel, initialize, serve};
-use crate::devices::{FbNode, Node, SideNode};
+use crate::devices::{FbNode, FbSource, Node, SideNode, Takeover};
 use crate::frontend::fb;
 use crate::frontend::shim::Shims;
 use crate::frontend::video::VideoNode;
@@ -35,6 +35,8 @@ pub(super) struct Served {
     pub(super) node: Node,
     pub(super) front: Front,
     pub(super) server: JoinHandle<()>,
+    /// Where ours has the real one's name.
+    pub(super) takeover: Option<Takeover>,
     /// Driver and card, of a V4L2 node.
     names: Option<(String, String)>,
     /// Its channel, in the store that outlives us.
@@ -121,6 +123,7 @@ impl Making {
         let node_name = &side.node().spec().name;
         let inherited = self.survival.channel(node_name);
         let was_inherited = inherited.is_some();
+        let takeover = side.take_over(was_inherited)?;
         let (channel, kept) = match inherited {
             Some((channel, kept)) => (channel, Some(kept)),
             None => {
@@ -148,6 +151,7 @@ impl Making {
             node: side.node().clone(),
             front: Front::Video(front),
             server,
+            takeover,
             names: Some((side.names().0.to_owned(), side.names().1.to_owned())),
             kept,
             _waiting: Some(waiting),
@@ -164,21 +168,46 @@ impl Making {
         let FbNode { source, node, .. } = wanted;
         // What is wrong with it is said before there is a node.
         let framebuffer = framebuffers::make(&source, &self.options)?;
-        let (channel, _) = open(&node)?;
-        let front = fb::FbNode::new(framebuffer, Arc::clone(&self.shims));
+        // A screen of our own ends with us, and who waits for it is told so at once.
+        let outlives_us = matches!(source, FbSource::Real(_));
+        let node_name = &node.spec().name;
+        let inherited = self.survival.channel(node_name).filter(|_| outlives_us);
+        let was_inherited = inherited.is_some();
+        let (channel, kept) = match inherited {
+            Some((channel, kept)) => (channel, Some(kept)),
+            None => {
+                let (channel, kernel) = open(&node)?;
+                let kept = outlives_us.then(|| self.survival.keep(node_name, &channel, kernel));
+                (channel, kept.flatten())
+            }
+        };
+        let shelf = kept
+            .as_ref()
+            .map(|_| fb::Shelf::new(self.survival.store(), node_name));
+        let front = fb::FbNode::new(framebuffer, Arc::clone(&self.shims), shelf);
         let name = source.name();
         self.watchdog.add(&name, &node, &channel, None);
+        if was_inherited {
+            front.restore(&mut self.survival.inheritance());
+            ask_again(&channel);
+        }
         let (id, server) = self.serve(channel, Arc::clone(&front), &name)?;
-        granted(Served {
+        let served = Served {
             id,
             name,
             node,
             front: Front::Framebuffer(front),
             server,
+            takeover: None,
             names: None,
-            kept: None,
+            kept,
             _waiting: None,
-        })
+        };
+        if was_inherited {
+            Ok(served)
+        } else {
+            granted(served)
+        }
     }
 
     fn serve(
@@ -211,18 +240,29 @@ fn open(node: &Node) -> Result<(Arc<Channel>, Kernel), ServiceError> {
 /// Goes on where a daemon before us was ended: its files first, then the requests that it has not answered.
 fn resume(front: &VideoNode, channel: &Arc<Channel>, survival: &Survival) {
     front.restore(&mut survival.inheritance());
-    if let Err(error) = channel.resend() {
-        tracing::error!(%error, "the kernel does not send requests again: who waits, waits for the end of the node");
-    }
+    ask_again(channel);
     front.wake_pollers(channel);
 }
 
-fn granted(served: Served) -> Result<Served, ServiceError> {
-    if let Err(error) = served.node.grant() {
-        super::end(vec![served]);
-        return Err(error.into());
+fn ask_again(channel: &Channel) {
+    if let Err(error) = channel.resend() {
+        tracing::error!(%error, "the kernel does not send requests again: who waits, waits for the end of the node");
     }
-    Ok(served)
+}
+
+fn granted(mut served: Served) -> Result<Served, ServiceError> {
+    let granted = served.node.grant().map_err(ServiceError::from);
+    let granted = granted.and_then(|()| match &mut served.takeover {
+        Some(takeover) => Ok(takeover.carried()?),
+        None => Ok(()),
+    });
+    match granted {
+        Ok(()) => Ok(served),
+        Err(error) => {
+            super::end(vec![served]);
+            Err(error)
+        }
+    }
 }
 
 /// A runtime for one device on a thread of its own: a driver that holds its lock for long delays epoll only there.

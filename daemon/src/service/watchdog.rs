@@ -12,8 +12,9 @@
 //! - *In a client's memory* (userfaultfd, a file system of the client's). Only that client waits. Nothing is done.
 //! - *Waiting for a lock or working without end, while no thread of ours is in a driver or in a client's memory*, three times
 //!   in a row. That is a bug of ours, and nothing will end it. The clients of that node are freed by the kernel's own switch
-//!   (`/sys/class/cuse/NAME/abort`): each of their calls ends with ECONNABORTED, and the node vanishes. (The channel is dead
-//!   for whoever inherits it, who makes the node anew.) Where somebody starts us again (`NOTIFY_SOCKET`) we end by SIGABRT,
+//!   (`/sys/class/cuse/NAME/abort`): each of their calls ends with ECONNABORTED, and each later one with ENOTCONN. (The node
+//!   itself stands until nobody holds the channel; who inherits that finds it dead, and makes the node anew.) Where somebody
+//!   starts us again (`NOTIFY_SOCKET`) we end by SIGABRT,
 //!   which leaves a core to look at, as systemd's own watchdog would; the other nodes go on in the next daemon. Else the
 //!   other nodes matter more, and we go on without this one.
 //!
@@ -211,7 +212,7 @@ fn free(node: &Watched) {
     }
     match fs::write(&node.abort, "1") {
         Ok(()) => tracing::error!(
-            "{} is gone, and every call to it ends with ECONNABORTED; start vidcompatd again to have it back",
+            "{} serves nobody any more, and every call to it fails; start vidcompatd again to have it back",
             node.path.display()
         ),
         Err(error) => tracing::error!("{} cannot be ended: {error}", node.path.display()),

@@ -1,8 +1,16 @@
 /* Preloaded into vidcompatd by the tests of its confinement: makes calls from within it, as a program would that has
  * taken it over. SIGUSR2 says when; the names of the calls are in $IN_THE_DAEMON. stderr tells what became of each:
- * "in the daemon: NAME: ERRNO" with 0 for success. */
+ * "in the daemon: NAME: ERRNO" with 0 for success.
+ *
+ * With $HANG every VIDIOC_G_INPUT of the daemon never returns: HANG=lock waits for a lock that nobody gives back, HANG=driver
+ * for a device that has nothing to say. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/videodev2.h>
+#include <pthread.h>
+#include <stdarg.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -63,4 +71,32 @@ __attribute__((constructor)) static void begin(void)
 
 	names = getenv("IN_THE_DAEMON");
 	if (names) sigaction(SIGUSR2, &action, NULL);
+}
+
+static void hang(const char *where)
+{
+	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+	if (!strcmp(where, "lock")) {
+		pthread_mutex_lock(&lock);
+		for (;;) pthread_mutex_lock(&lock);
+	}
+	int device = open("/dev/tty9", O_RDONLY | O_NOCTTY);
+	char text[256];
+	while (device >= 0 && read(device, text, sizeof text) >= 0) {}
+	abort();
+}
+
+int ioctl(int fd, unsigned long request, ...)
+{
+	static int (*real)(int, unsigned long, ...);
+	const char *where = getenv("HANG");
+	va_list arguments;
+
+	va_start(arguments, request);
+	void *argument = va_arg(arguments, void *);
+	va_end(arguments);
+	if (where && (unsigned int)request == (unsigned int)VIDIOC_G_INPUT) hang(where);
+	if (!real) real = (int (*)(int, unsigned long, ...))dlsym(RTLD_NEXT, "ioctl");
+	return real(fd, request, argument);
 }

@@ -293,9 +293,10 @@ fn figures() -> anyhow::Result<()> {
         .lines()
         .filter_map(|line| serde_json::from_str(line).ok())
         .collect();
-    ensure!(looks.len() >= 3, "{} looks in five seconds", looks.len());
+    ensure!(looks.len() >= 4, "{} looks in five seconds", looks.len());
     let counters = |look: &Value| look["devices"][0]["files"][0]["queues"][0]["counters"].clone();
-    let (first, last) = (&looks[1], &looks[looks.len() - 1]);
+    // The later ones may have been made while nothing was dequeued any more.
+    let (first, last) = (&looks[1], &looks[3]);
     let number = |value: &Value| value.as_f64().context("no number");
     // Between two looks, and at one: what the device gives.
     let us = number(&last["at_us"])? - number(&first["at_us"])?;
@@ -405,9 +406,11 @@ fn journal() -> anyhow::Result<()> {
         let ready = daemon.line()?;
         ensure!(ready == "ready", "on stderr: {ready}");
         let mut datagram = [0; 4096];
-        while !said.iter().any(|text: &String| text.contains("MESSAGE=serving")) {
+        while !said.iter().any(|fields: &BTreeMap<String, String>| {
+            fields.get("MESSAGE").is_some_and(|message| message == "serving")
+        }) {
             let length = socket.recv(&mut datagram)?;
-            said.push(String::from_utf8_lossy(&datagram[..length]).into_owned());
+            said.push(journal_fields(&datagram[..length])?);
         }
         daemon.signal(nix::sys::signal::Signal::SIGTERM)?;
         Ok(())
@@ -416,14 +419,39 @@ fn journal() -> anyhow::Result<()> {
     fs::remove_file(&path)?;
     outcome.with_context(|| format!("{said:#?}"))?;
     let serving = said.last().context("nothing")?;
-    for line in [
-        format!("VIDCOMPAT_DEVICE={device}"),
-        format!("VIDCOMPAT_NODE={}", ours(SPARE)),
-        "SYSLOG_IDENTIFIER=vidcompatd".to_owned(),
+    for (field, value) in [
+        ("VIDCOMPAT_DEVICE", device),
+        ("VIDCOMPAT_NODE", ours(SPARE).to_string()),
+        ("SYSLOG_IDENTIFIER", "vidcompatd".to_owned()),
+        ("PRIORITY", "6".to_owned()),
     ] {
-        ensure!(serving.lines().any(|each| each == line), "no {line} in {serving}");
+        ensure!(
+            serving.get(field) == Some(&value),
+            "{field} is not {value}: {serving:#?}"
+        );
     }
     Ok(())
+}
+
+/// A message in the journal's own form: `NAME=value`, or the name, a length of eight bytes and the value, each with a line
+/// feed behind it.
+fn journal_fields(mut datagram: &[u8]) -> anyhow::Result<BTreeMap<String, String>> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let mut fields = BTreeMap::new();
+    while let Some(end) = datagram.iter().position(|byte| *byte == b'\n') {
+        let (line, rest) = (&datagram[..end], &datagram[end + 1..]);
+        if let Some(at) = line.iter().position(|byte| *byte == b'=') {
+            fields.insert(text(&line[..at]), text(&line[at + 1..]));
+            datagram = rest;
+            continue;
+        }
+        let (length, rest) = rest.split_first_chunk::<8>().context("no length")?;
+        let length = usize::try_from(u64::from_le_bytes(*length))?;
+        let value = rest.get(..length).context("a value that is cut off")?;
+        fields.insert(text(line), text(value));
+        datagram = rest.get(length + 1..).unwrap_or_default();
+    }
+    Ok(fields)
 }
 
 fn bug_report() -> anyhow::Result<()> {

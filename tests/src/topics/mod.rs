@@ -22,6 +22,7 @@ mod fb_ioctls;
 mod fb_programs;
 mod fb_scene;
 mod fb_screen;
+mod hotplug;
 mod imports;
 mod injected;
 pub mod kernel_log;
@@ -52,7 +53,10 @@ mod shim_programs;
 mod shim_versions;
 mod signals;
 mod survival;
+
+mod takeover;
 mod verdicts;
+mod watchdog;
 mod write;
 
 use crate::setup::{Set, Test, is_6_1, is_long};
@@ -81,6 +85,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             kill_loop::TESTS,
             lifecycle::TESTS,
             confine::TESTS,
+            watchdog::TESTS,
             observe::TESTS,
             doctor::TESTS,
             shim_attacks::TESTS,
@@ -140,6 +145,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             fb_attacks::TESTS,
             kernel_log::TESTS,
         ],
+        Set::Service => &[hotplug::TESTS, takeover::TESTS, kernel_log::TESTS],
         Set::Bochs => &[resolve_matrix::BOCHS, kernel_log::TESTS],
     };
     let mut tests = topics.concat();

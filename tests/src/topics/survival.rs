@@ -168,9 +168,9 @@ impl Kept {
     /// Kills the daemon. With `until_ready` the next one is waited for: how long that takes.
     fn kill(&self, until_ready: bool) -> anyhow::Result<Duration> {
         let (begun, before) = (Instant::now(), self.readies());
-        while !self
+        while self
             .daemon()
-            .is_some_and(|daemon| kill(daemon, Signal::SIGKILL).is_ok())
+            .is_none_or(|daemon| kill(daemon, Signal::SIGKILL).is_err())
         {
             ensure!(
                 begun.elapsed() < PATIENCE,

@@ -5,7 +5,7 @@ mod picture;
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -80,6 +80,15 @@ impl Framebuffer for RealFramebuffer {
         let file = open(&self.path, flags).map_err(|error| of_open(&error))?;
         Ok(Box::new(RealFile {
             file,
+            access: flags & libc::O_ACCMODE,
+            needs_crtc: Arc::clone(&self.needs_crtc),
+        }))
+    }
+
+    fn again(&self, descriptor: OwnedFd, flags: libc::c_int) -> Result<Box<dyn FramebufferFile>, Errno> {
+        // Whatever device it is by now: the program has opened this one.
+        Ok(Box::new(RealFile {
+            file: File::from(descriptor),
             access: flags & libc::O_ACCMODE,
             needs_crtc: Arc::clone(&self.needs_crtc),
         }))
@@ -227,6 +236,10 @@ impl FramebufferFile for RealFile {
             Ok(info) if sys::field(&info, "exp_name").is_some() => Ok(file),
             _ => Err(Errno::ENOTTY),
         }
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
     }
 }
 

@@ -1,11 +1,12 @@
 //! An open file of a framebuffer node: what is behind it, where it is, and what its shim may ask.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use vidcompat_proto::shim::{Answer, Ask};
+use vidcompat_proto::shim::{Answer, Ask, Token};
 
+use super::keep::{Image, Keeping, Opening, Shelf};
 use super::position::Position;
 use crate::backend::framebuffer::FramebufferFile;
 use crate::frontend::shim::{Peer, ShimFile};
@@ -16,15 +17,71 @@ pub struct FbFile {
     pub(super) behind: Box<dyn FramebufferFile>,
     pub(super) position: Position,
     pub(super) exported: Tickets,
+    pub(super) opening: Opening,
+    /// By user.
+    tokens: Mutex<Vec<(u32, Token)>>,
+    /// `None`: it does not outlive us.
+    keeping: Option<Keeping>,
 }
 
 impl FbFile {
-    pub(super) fn new(behind: Box<dyn FramebufferFile>) -> Arc<Self> {
-        Arc::new(Self {
+    /// One that is being opened as `fh`.
+    pub(super) fn new(
+        behind: Box<dyn FramebufferFile>,
+        opening: Opening,
+        fh: u64,
+        shelf: Option<&Shelf>,
+    ) -> Arc<Self> {
+        let keeping = shelf.and_then(|shelf| shelf.keep(fh, &*behind));
+        let file = Arc::new(Self {
             behind,
             position: Position::default(),
             exported: Tickets::default(),
+            opening,
+            tokens: Mutex::default(),
+            keeping,
+        });
+        file.commit();
+        file
+    }
+
+    /// One that a daemon before us has had, as it has written it down. What was left to be fetched is not there any more: the
+    /// shim asks for it anew.
+    pub(super) fn again(behind: Box<dyn FramebufferFile>, image: Image, keeping: Keeping) -> Arc<Self> {
+        Arc::new(Self {
+            behind,
+            position: Position::again(image.moves),
+            exported: Tickets::default(),
+            opening: image.opening,
+            tokens: Mutex::new(image.tokens),
+            keeping: Some(keeping),
         })
+    }
+
+    /// From now on a daemon after us goes on from here: to be called before anything that has changed is answered.
+    pub(super) fn commit(&self) {
+        if let Some(keeping) = &self.keeping {
+            // Held meanwhile, so that what is written last is what was true last.
+            let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+            keeping.commit(self.opening, &tokens, &self.position.moves());
+        }
+    }
+
+    /// The shim of user `uid` is told `token`, which stays valid.
+    pub(super) fn remember_token(&self, uid: u32, token: Token) {
+        {
+            let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+            if tokens.contains(&(uid, token)) {
+                return;
+            }
+            tokens.push((uid, token));
+        }
+        self.commit();
+    }
+
+    /// The tokens of shims, by user.
+    pub(super) fn tokens(&self) -> Vec<(u32, Token)> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// When this returns, what is behind it is closed. Who has just been answered may not have let go of it yet.

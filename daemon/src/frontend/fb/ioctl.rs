@@ -17,6 +17,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::cmap;
 use super::file::FbFile;
+use super::position::CallId;
 use crate::backend::framebuffer::FramebufferFile;
 use crate::cuse::{ClientArea, IoctlRequest};
 
@@ -32,6 +33,7 @@ pub(super) struct Round<'a> {
     pub(super) out_size: usize,
     /// Was it called by the shim, which can fetch a file?
     pub(super) has_shim: bool,
+    pub(super) call: CallId,
 }
 
 /// How a round ends.
@@ -102,6 +104,10 @@ impl<'a> Round<'a> {
             input: request.input,
             out_size: request.out_size as usize,
             has_shim,
+            call: CallId {
+                unique: request.reply.first_unique(),
+                is_resent: request.reply.is_resent(),
+            },
         }
     }
 
@@ -130,7 +136,8 @@ pub(super) fn seek(file: &FbFile, round: &Round<'_>) -> Result<Next, Errno> {
         return Ok(Next::Again(areas));
     }
     let mut seek: Seek = round.given()?;
-    seek.offset = file.position.seek(seek.offset, seek.whence)?;
+    seek.offset = file.position.seek(seek.offset, seek.whence, round.call)?;
+    file.commit();
     Ok(done(&seek))
 }
 

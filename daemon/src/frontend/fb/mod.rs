@@ -3,6 +3,7 @@
 mod cmap;
 mod file;
 mod ioctl;
+mod keep;
 mod position;
 #[cfg(test)]
 mod tests;
@@ -24,8 +25,12 @@ use super::shim::Shims;
 use crate::backend::framebuffer::Framebuffer;
 use crate::cuse::{Caller, ForRelease, Handler, IoctlRequest, MAX_IO, Operation, Reply, Request, Turn};
 use crate::observe::model;
+use crate::survive::Inheritance;
 use file::FbFile;
 use ioctl::{Next, Round};
+pub use keep::Shelf;
+use keep::{Opening, first_number};
+use position::CallId;
 
 /// The front end of one framebuffer.
 pub struct FbNode {
@@ -34,6 +39,8 @@ pub struct FbNode {
     files: Mutex<HashMap<u64, Open>>,
     next_fh: AtomicU64,
     ending: AtomicBool,
+    /// Where files are kept that outlive us.
+    shelf: Option<Shelf>,
 }
 
 struct Open {
@@ -57,16 +64,43 @@ const ALWAYS: PollEvents = PollEvents::POLLIN
     .union(PollEvents::POLLWRNORM);
 
 impl FbNode {
-    /// Serves `framebuffer`, also to the shims of `shims`.
+    /// Serves `framebuffer`, also to the shims of `shims`. What is open outlives us on `shelf`.
     #[must_use]
-    pub fn new(framebuffer: Arc<dyn Framebuffer>, shims: Arc<Shims>) -> Arc<Self> {
+    pub fn new(framebuffer: Arc<dyn Framebuffer>, shims: Arc<Shims>, shelf: Option<Shelf>) -> Arc<Self> {
         Arc::new(Self {
             framebuffer,
             shims,
             files: Mutex::default(),
-            next_fh: AtomicU64::new(1),
+            next_fh: AtomicU64::new(first_number()),
             ending: AtomicBool::new(false),
+            shelf,
         })
+    }
+
+    /// Goes on with the files that a daemon before us has had open, before anything is read from the channel. Those that
+    /// cannot go on find the device gone.
+    pub fn restore(&self, inheritance: &mut Inheritance) {
+        let Some(shelf) = &self.shelf else { return };
+        for (fh, image, descriptor, keeping) in shelf.restore(inheritance) {
+            match self.framebuffer.again(descriptor, image.opening.flags) {
+                Ok(behind) => self.take_over(fh, FbFile::again(behind, image, keeping)),
+                Err(errno) => {
+                    tracing::warn!(%errno, file = fh, "an open file of a framebuffer does not go on")
+                }
+            }
+        }
+    }
+
+    fn take_over(&self, fh: u64, file: Arc<FbFile>) {
+        for (uid, token) in file.tokens() {
+            self.shims.hello_again(&file, uid, token);
+        }
+        let open = Open {
+            uid: file.opening.uid,
+            last_tid: AtomicU32::new(0),
+            file,
+        };
+        self.open_files().insert(fh, open);
     }
 
     /// The framebuffer behind it.
@@ -122,8 +156,14 @@ impl FbNode {
         handles.into_iter().map(file).collect()
     }
 
-    fn open(&self, caller: Caller, flags: libc::c_int) -> Result<u64, Errno> {
+    fn open(&self, caller: Caller, flags: libc::c_int, call: CallId) -> Result<u64, Errno> {
         let uid = caller.uid;
+        let was_opened = |open: &Open| open.file.opening.by == call.unique;
+        if call.is_resent
+            && let Some((fh, _)) = self.open_files().iter().find(|(_, open)| was_opened(open))
+        {
+            return Ok(*fh);
+        }
         let (all, of_user) = {
             let files = self.open_files();
             (files.len(), files.values().filter(|open| open.uid == uid).count())
@@ -133,8 +173,13 @@ impl FbNode {
         }
         let behind = self.framebuffer.open(flags)?;
         let fh = self.next_fh.fetch_add(1, Ordering::Relaxed);
+        let opening = Opening {
+            uid,
+            flags,
+            by: call.unique,
+        };
         let open = Open {
-            file: FbFile::new(behind),
+            file: FbFile::new(behind, opening, fh, self.shelf.as_ref()),
             uid,
             last_tid: AtomicU32::new(caller.tid),
         };
@@ -188,6 +233,7 @@ impl FbNode {
         let round = Round::of(request, caller.tid, abi, meant.is_some());
         if command == shim::HELLO {
             let hello = self.shims.hello(file, caller.uid).ok_or(Errno::ENOTTY)?;
+            file.remember_token(caller.uid, hello.token);
             return Ok(ioctl::tell(&round, hello.as_bytes()));
         }
         if command == shim::SEEK {
@@ -200,22 +246,37 @@ impl FbNode {
         }
     }
 
-    fn read(&self, caller: Caller, fh: u64, done: u64, size: usize) -> Result<Vec<u8>, Errno> {
+    fn read(
+        &self,
+        caller: Caller,
+        fh: u64,
+        (done, call): (u64, CallId),
+        size: usize,
+    ) -> Result<Vec<u8>, Errno> {
         let file = self.file(fh, caller).ok_or(Errno::ENODEV)?;
-        let place = file.position.of_call(caller.tid, done);
+        let place = file.position.of_call(caller.tid, done, call);
         let mut bytes = vec![0; size.min(MAX_IO as usize)];
         let count = file.behind.read(place.offset, &mut bytes)?;
         file.position.moved(place, count);
+        file.commit();
         bytes.truncate(count);
         Ok(bytes)
     }
 
-    fn write(&self, caller: Caller, fh: u64, done: u64, data: &[u8]) -> Result<u32, Errno> {
+    fn write(&self, caller: Caller, fh: u64, (done, call): (u64, CallId), data: &[u8]) -> Result<u32, Errno> {
         let file = self.file(fh, caller).ok_or(Errno::ENODEV)?;
-        let place = file.position.of_call(caller.tid, done);
+        let place = file.position.of_call(caller.tid, done, call);
         let count = file.behind.write(place.offset, data)?.min(data.len());
         file.position.moved(place, count);
+        file.commit();
         u32::try_from(count).map_err(|_| Errno::EIO)
+    }
+}
+
+fn call_of<K>(reply: &Reply<K>) -> CallId {
+    CallId {
+        unique: reply.first_unique(),
+        is_resent: reply.is_resent(),
     }
 }
 
@@ -229,7 +290,7 @@ impl Handler for Arc<FbNode> {
         match operation {
             Operation::Open { flags, reply } => {
                 let opened = if turn.pass() {
-                    self.open(caller, flags.0)
+                    self.open(caller, flags.0, call_of(&reply))
                 } else {
                     Err(OVERLOADED)
                 };
@@ -256,7 +317,7 @@ impl Handler for Arc<FbNode> {
                 ..
             } => {
                 let read = match turn.pass() {
-                    true => self.read(caller, fh, offset, size as usize),
+                    true => self.read(caller, fh, (offset, call_of(&reply)), size as usize),
                     false => Err(OVERLOADED),
                 };
                 match read {
@@ -272,7 +333,7 @@ impl Handler for Arc<FbNode> {
                 ..
             } => {
                 let written = match turn.pass() {
-                    true => self.write(caller, fh, offset, data),
+                    true => self.write(caller, fh, (offset, call_of(&reply)), data),
                     false => Err(OVERLOADED),
                 };
                 match written {

@@ -14,6 +14,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::file::FbFile;
 use super::ioctl::{Next, Round, fbio};
+use super::keep::Opening;
+use super::position::CallId;
 use crate::backend::framebuffer::FramebufferFile;
 use crate::cuse::ClientArea;
 
@@ -165,6 +167,10 @@ impl Program {
                 input: &input,
                 out_size: output.iter().map(size).sum(),
                 has_shim: self.has_shim,
+                call: CallId {
+                    unique: 4,
+                    is_resent: false,
+                },
             };
             match fbio(file, row, &round)? {
                 Next::Done(bytes) => {
@@ -193,7 +199,12 @@ impl Program {
 
 fn file(fake: Fake) -> (Arc<FbFile>, Arc<Mutex<Vec<String>>>) {
     let told = Arc::clone(&fake.told);
-    (FbFile::new(Box::new(fake)), told)
+    let opening = Opening {
+        uid: 0,
+        flags: libc::O_RDWR,
+        by: 2,
+    };
+    (FbFile::new(Box::new(fake), opening, 1, None), told)
 }
 
 fn told(told: &Mutex<Vec<String>>) -> Vec<String> {

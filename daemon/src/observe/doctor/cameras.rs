@@ -90,6 +90,14 @@ fn camera(
         None => in_the_way(&side),
     };
     let (named_as, found) = match node {
+        // What lies aside is not for everybody to see.
+        None if taken_over => (
+            name.to_owned(),
+            Memory::Denied {
+                owner: "vidcompatd keeps it aside".to_owned(),
+                advice: "programs open ours".to_owned(),
+            },
+        ),
         None => (
             name.to_owned(),
             Memory::Broken(format!(

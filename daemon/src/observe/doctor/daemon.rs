@@ -19,9 +19,9 @@ const NOTE: &[u8] = b"vidcompat-shim ";
 /// The process of a daemon that runs, by its name.
 pub(in crate::observe) fn process() -> Option<u32> {
     let pids = names("/proc").into_iter().filter_map(|name| name.parse().ok());
-    pids.filter(|pid: &u32| text(format!("/proc/{pid}/comm")).as_deref() == Some("vidcompatd"))
-        // The keeper, if there is one, is the parent, and has the lower number.
-        .next_back()
+    // The keeper, if there is one, is the parent, and has the lower number.
+    pids.rev()
+        .find(|pid: &u32| text(format!("/proc/{pid}/comm")).as_deref() == Some("vidcompatd"))
 }
 
 pub(super) fn look(machine: &Machine) -> Vec<Finding> {
