@@ -25,8 +25,9 @@ use crate::picture::Control;
 use crate::report::figure;
 use crate::setup::{Test, is_6_1, is_long};
 use crate::shim::Seat;
+use crate::status;
 use crate::sys;
-use crate::video::{Video, command};
+use crate::video::{Video, command, ours};
 
 pub const TESTS: &[(&str, Test)] = &[
     ("survival::userptr", || killed("USERPTR", userptr)),
@@ -199,12 +200,12 @@ impl Kept {
     /// Kills the daemon. With `until_ready` the next one is waited for: how long that takes.
     fn kill(&self, until_ready: bool) -> anyhow::Result<Duration> {
         let begun = Instant::now();
-        while !self
-            .daemon()
-            .filter(|daemon| Some(*daemon) != self.last.get())
-            .inspect(|daemon| self.last.set(Some(*daemon)))
-            .is_some_and(|daemon| kill(daemon, Signal::SIGKILL).is_ok())
-        {
+        let kills = || {
+            let daemon = self.daemon().filter(|daemon| Some(*daemon) != self.last.get());
+            self.last.set(daemon.or(self.last.get()));
+            daemon.is_some_and(|daemon| kill(daemon, Signal::SIGKILL).is_ok())
+        };
+        while !kills() {
             ensure!(
                 begun.elapsed() < PATIENCE,
                 "there is no daemon any more: {}",
@@ -268,6 +269,29 @@ impl Plan<'_> {
         self.seat.start(&words)
     }
 
+    /// Waits for its first frames.
+    fn until_streaming(&self, client: &mut Client) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        loop {
+            let streams = match &self.expect {
+                Expect::Itself => client.line_if_any().is_some_and(|line| line == "streaming"),
+                _ => fs::metadata(self.file()).is_ok_and(|file| file.len() > 0),
+            };
+            if streams {
+                return Ok(());
+            }
+            let ended = client.has_ended()?;
+            ensure!(
+                !ended && begun.elapsed() < PATIENCE,
+                "{} {} does not stream (ended: {ended}): {}",
+                self.call,
+                self.seat.name,
+                if ended { client.rest() } else { String::new() }
+            );
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// The program has ended: as it should, and what it has made is right.
     fn check(&self, client: &mut Client, seen: &mut Seen) -> anyhow::Result<()> {
         let status = client.end(PATIENCE);
@@ -305,7 +329,8 @@ impl Plan<'_> {
 struct Seen {
     runs: usize,
     frames: usize,
-    lost: u64,
+    /// `None`: it tells no numbers.
+    lost: Option<u64>,
     /// Milliseconds between two frames.
     longest: u64,
 }
@@ -321,7 +346,7 @@ impl Seen {
                 .collect();
             if let [frames, lost, longest] = numbers[..] {
                 self.frames += usize::try_from(frames).unwrap_or_default();
-                self.lost += lost;
+                *self.lost.get_or_insert(0) += lost;
                 self.longest = self.longest.max(longest);
             }
         }
@@ -334,7 +359,7 @@ impl Seen {
             .filter_map(|line| number(line, "seq:"))
             .collect();
         for pair in sequences.windows(2) {
-            self.lost += (pair[1] - pair[0]).saturating_sub(1);
+            *self.lost.get_or_insert(0) += (pair[1] - pair[0]).saturating_sub(1);
         }
     }
 }
@@ -511,6 +536,24 @@ fn random(bound: u64) -> u64 {
     RandomState::new().hash_one(bound) % bound
 }
 
+/// Waits until the device has the program's own memory: counted by the daemon that has arranged it.
+fn until_adopted(plan: &Plan<'_>, client: &mut Client) -> anyhow::Result<()> {
+    plan.until_streaming(client)?;
+    let begun = Instant::now();
+    loop {
+        let queue = status::queue(ours(plan.node.number()?), client.pid(), "video capture");
+        if queue.as_ref().is_ok_and(|queue| queue["adopted"] == 4) {
+            return Ok(());
+        }
+        ensure!(
+            begun.elapsed() < PATIENCE,
+            "{} is not adopted: {queue:?}",
+            plan.call
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// The daemon dies again and again while all of a plan stream at once.
 fn killed(what: &str, plans: fn(&Devices) -> anyhow::Result<Vec<Plan<'_>>>) -> anyhow::Result<()> {
     daemon::stop_shared();
@@ -526,6 +569,13 @@ fn killed(what: &str, plans: fn(&Devices) -> anyhow::Result<Vec<Plan<'_>>>) -> a
         running.push((plan, plan.start()?, Seen::default()));
     }
     thread::sleep(Duration::from_millis(500));
+    if what == "adoption" {
+        for (plan, client, _) in &mut running {
+            if plan.call.starts_with("survivor") {
+                until_adopted(plan, client)?;
+            }
+        }
+    }
     let kills = if is_long() { 20 * KILLS } else { KILLS };
     let mut down = Duration::ZERO;
     for kill in 0..kills {
@@ -545,13 +595,13 @@ fn killed(what: &str, plans: fn(&Devices) -> anyhow::Result<Vec<Plan<'_>>>) -> a
         client.close_stdin();
         plan.check(client, seen).context("after all kills")?;
         figure(format!(
-            "{what}, {kills} kills: {} {} on {}: {} frames in {} runs, {} lost{}",
+            "{what}, {kills} kills: {} {} on {}: {} frames in {} runs{}{}",
             plan.call.split_whitespace().next().unwrap_or_default(),
             plan.seat.name,
             plan.node,
             seen.frames,
             seen.runs,
-            seen.lost,
+            seen.lost.map_or(String::new(), |lost| format!(", {lost} lost")),
             match seen.longest {
                 0 => String::new(),
                 longest => format!(", at most {longest} ms between two"),
@@ -571,25 +621,18 @@ fn ends_at_once(kept: &Kept, plans: &[Plan<'_>]) -> anyhow::Result<()> {
     for plan in plans {
         running.push((plan, plan.start()?));
     }
-    thread::sleep(Duration::from_millis(1500));
     for (plan, client) in &mut running {
-        ensure!(
-            !client.has_ended()?,
-            "{} has ended already: {}",
-            plan.call,
-            client.rest()
-        );
+        plan.until_streaming(client)?;
     }
     let killed = Instant::now();
-    kept.kill(true)?;
+    kept.kill(false)?;
+    let mut last = Duration::ZERO;
     for (plan, client) in &mut running {
+        let left = Duration::from_secs(1).saturating_sub(killed.elapsed());
         let status = client
-            .end(
-                Duration::from_secs(1)
-                    .saturating_sub(killed.elapsed())
-                    .max(Duration::from_millis(50)),
-            )
-            .with_context(|| plan.call.clone())?;
+            .end(left)
+            .with_context(|| format!("{} {}, a second after the kill", plan.call, plan.seat.name))?;
+        last = killed.elapsed();
         // GStreamer and v4l2-ctl end with status 0 after some errors, and say them.
         let said = client.rest();
         ensure!(
@@ -598,10 +641,24 @@ fn ends_at_once(kept: &Kept, plans: &[Plan<'_>]) -> anyhow::Result<()> {
             plan.call
         );
     }
+    figure(format!(
+        "{} programs have ended {} ms after the kill",
+        running.len(),
+        last.as_millis()
+    ));
+    // The nodes are made anew.
+    while !kept.is_ready() {
+        ensure!(
+            killed.elapsed() < PATIENCE,
+            "no daemon gets ready: {}",
+            kept.keeper.log()
+        );
+        thread::sleep(Duration::from_millis(1));
+    }
     for (plan, client) in &mut running {
         *client = plan.start()?;
+        plan.until_streaming(client)?;
     }
-    thread::sleep(Duration::from_millis(1500));
     for (plan, client) in &mut running {
         client.close_stdin();
         plan.check(client, &mut Seen::default()).context("the next run")?;
