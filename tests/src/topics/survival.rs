@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::programs::gst_words;
-use crate::client::{Client, run};
+use crate::client::{AT_ONCE, Client, run};
 use crate::daemon::{self, Daemon};
 use crate::nodes::{Found, Kind, named, vivid};
 use crate::picture::Control;
@@ -143,9 +143,9 @@ const TO_RGB: &str = "! video/x-raw,format=YUY2,width=320,height=180 ! videoconv
 
 /// The same in RGB, by GStreamer.
 fn native_rgb(camera: &Found) -> anyhow::Result<Vec<u8>> {
-    let pipeline = format!("{USERPTR_GST} num-buffers=1 {TO_RGB}");
+    let pipeline = format!("{USERPTR_GST} num-buffers=COUNT {TO_RGB}");
     let plan = plan(camera, Seat::real(camera), &pipeline, Expect::Itself);
-    let status = plan.start()?.end(PATIENCE)?;
+    let status = plan.start(1)?.end(PATIENCE)?;
     let frame = fs::read(plan.file())?;
     ensure!(
         status.success() && frame.len() == WIDTH * HEIGHT * 3,
@@ -242,12 +242,15 @@ struct Plan<'a> {
 
 /// Frames of a program that counts them; at [`RATE`] a few seconds.
 const COUNT: usize = 60;
+/// Of one that does not live to count them, and of the next.
+const ENDLESS: usize = 10_000;
+const FEW: usize = 15;
 
 fn plan<'a>(node: &'a Found, seat: Seat, call: &str, expect: Expect) -> Plan<'a> {
     Plan {
         node,
         seat,
-        call: call.replace("COUNT", &COUNT.to_string()),
+        call: call.to_owned(),
         expect,
     }
 }
@@ -257,10 +260,12 @@ impl Plan<'_> {
         format!("/tmp/survival-{}", self.node.file)
     }
 
-    fn start(&self) -> anyhow::Result<Client> {
+    fn start(&self, count: usize) -> anyhow::Result<Client> {
         let file = self.file();
         drop(fs::remove_file(&file));
         let call = self.call.replace("FILE", &file);
+        let call = call.replace("COUNT3", &(3 * count).to_string());
+        let call = call.replace("COUNT", &count.to_string());
         let words: Vec<String> = match call.strip_prefix("gst-launch-1.0 ") {
             Some(pipeline) => gst_words(pipeline)?,
             None => call.split_whitespace().map(str::to_owned).collect(),
@@ -293,7 +298,7 @@ impl Plan<'_> {
     }
 
     /// The program has ended: as it should, and what it has made is right.
-    fn check(&self, client: &mut Client, seen: &mut Seen) -> anyhow::Result<()> {
+    fn check(&self, client: &mut Client, count: usize, seen: &mut Seen) -> anyhow::Result<()> {
         let status = client.end(PATIENCE);
         let said = client.rest();
         let what = || format!("{} {}: {said}", self.call, self.seat.name);
@@ -304,7 +309,7 @@ impl Plan<'_> {
             Expect::Itself => {}
             Expect::Frames(native) => {
                 let bytes = fs::read(self.file())?;
-                check_frames(&bytes, native).with_context(what)?;
+                check_frames(&bytes, native, count).with_context(what)?;
                 seen.frames += bytes.len() / native.len();
             }
             Expect::Bytes(native) => {
@@ -365,11 +370,11 @@ impl Seen {
 }
 
 /// Every frame is the camera's picture, and none comes twice.
-fn check_frames(bytes: &[u8], native: &[u8]) -> anyhow::Result<()> {
+fn check_frames(bytes: &[u8], native: &[u8], count: usize) -> anyhow::Result<()> {
     let size = native.len();
     ensure!(
-        bytes.len() == COUNT * size,
-        "{} bytes instead of {COUNT} frames",
+        bytes.len() == count * size,
+        "{} bytes instead of {count} frames",
         bytes.len()
     );
     let text = size / HEIGHT * TEXT_ROWS;
@@ -515,9 +520,8 @@ fn reading(devices: &Devices) -> anyhow::Result<Vec<Plan<'_>>> {
     } = devices;
     // A third of a frame at a time.
     let dd = format!(
-        "dd if=NODE of=FILE iflag=fullblock status=none bs={} count={}",
-        FRAME / 3,
-        COUNT * 3
+        "dd if=NODE of=FILE iflag=fullblock status=none bs={} count=COUNT3",
+        FRAME / 3
     );
     Ok(vec![
         plan(camera, Seat::plain(camera), "survivor NODE read", Expect::Itself),
@@ -566,7 +570,7 @@ fn killed(what: &str, plans: fn(&Devices) -> anyhow::Result<Vec<Plan<'_>>>) -> a
     }
     let mut running = Vec::new();
     for plan in &plans {
-        running.push((plan, plan.start()?, Seen::default()));
+        running.push((plan, plan.start(COUNT)?, Seen::default()));
     }
     thread::sleep(Duration::from_millis(500));
     if what == "adoption" {
@@ -585,15 +589,15 @@ fn killed(what: &str, plans: fn(&Devices) -> anyhow::Result<Vec<Plan<'_>>>) -> a
         down = down.max(kept.kill(kill % 3 == 2)?);
         for (plan, client, seen) in &mut running {
             if client.has_ended()? {
-                plan.check(client, seen)
+                plan.check(client, COUNT, seen)
                     .with_context(|| format!("after {} kills", kill + 1))?;
-                *client = plan.start()?;
+                *client = plan.start(COUNT)?;
             }
         }
     }
     for (plan, client, seen) in &mut running {
         client.close_stdin();
-        plan.check(client, seen).context("after all kills")?;
+        plan.check(client, COUNT, seen).context("after all kills")?;
         figure(format!(
             "{what}, {kills} kills: {} {} on {}: {} frames in {} runs{}{}",
             plan.call.split_whitespace().next().unwrap_or_default(),
@@ -619,7 +623,7 @@ fn killed(what: &str, plans: fn(&Devices) -> anyhow::Result<Vec<Plan<'_>>>) -> a
 fn ends_at_once(kept: &Kept, plans: &[Plan<'_>]) -> anyhow::Result<()> {
     let mut running = Vec::new();
     for plan in plans {
-        running.push((plan, plan.start()?));
+        running.push((plan, plan.start(ENDLESS)?));
     }
     for (plan, client) in &mut running {
         plan.until_streaming(client)?;
@@ -628,10 +632,15 @@ fn ends_at_once(kept: &Kept, plans: &[Plan<'_>]) -> anyhow::Result<()> {
     kept.kill(false)?;
     let mut last = Duration::ZERO;
     for (plan, client) in &mut running {
-        let left = Duration::from_secs(1).saturating_sub(killed.elapsed());
+        // GStreamer and ffmpeg take their time to end under an emulator.
+        let limit = match &plan.expect {
+            Expect::Frames(_) if plan.seat.name.contains("run") => AT_ONCE,
+            _ => Duration::from_secs(1),
+        };
+        let left = limit.saturating_sub(killed.elapsed());
         let status = client
             .end(left)
-            .with_context(|| format!("{} {}, a second after the kill", plan.call, plan.seat.name))?;
+            .with_context(|| format!("{} {}, {limit:?} after the kill", plan.call, plan.seat.name))?;
         last = killed.elapsed();
         // GStreamer and v4l2-ctl end with status 0 after some errors, and say them.
         let said = client.rest();
@@ -656,12 +665,13 @@ fn ends_at_once(kept: &Kept, plans: &[Plan<'_>]) -> anyhow::Result<()> {
         thread::sleep(Duration::from_millis(1));
     }
     for (plan, client) in &mut running {
-        *client = plan.start()?;
+        *client = plan.start(FEW)?;
         plan.until_streaming(client)?;
     }
     for (plan, client) in &mut running {
         client.close_stdin();
-        plan.check(client, &mut Seen::default()).context("the next run")?;
+        plan.check(client, FEW, &mut Seen::default())
+            .context("the next run")?;
     }
     Ok(())
 }
