@@ -78,7 +78,7 @@ impl Watcher {
     ///
     /// Must be called in a tokio runtime.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         let told = |what: &'static str| {
             move |error: &io::Error| {
                 tracing::warn!(%error, "no {what}: changes are noticed a little later");
@@ -202,7 +202,7 @@ mod tests {
     async fn a_changed_mode_is_heard_of_and_silence_is_silence() {
         let path = std::env::temp_dir().join(format!("vidcompat-watch-{}", std::process::id()));
         fs::write(&path, "").expect("a file");
-        let mut watcher = Watcher::new();
+        let mut watcher = Watcher::start();
         // Nobody's devices come and go because of this.
         watcher.uevents = None;
         watcher.watch([&*path].into_iter());

@@ -163,7 +163,7 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
         policy: Arc::clone(&making.options.policy),
         nodes: Nodes::new(making, Arc::clone(&shown)),
         // Before the first look: what comes after it is heard of.
-        watcher: Watcher::new(),
+        watcher: Watcher::start(),
         status: String::new(),
     };
     let first = service.look();
