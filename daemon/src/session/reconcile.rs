@@ -43,12 +43,8 @@ pub(super) fn reconcile(
 ) -> Result<Reconciled, Lost> {
     let buf_type = queue.core.buf_type();
     match under_way {
-        Some(UnderWay::Streamoff) => {
-            // Once more is once: whoever called it is not answered yet.
-            if node.stream(QueueOp::Streamoff, buf_type).is_ok() {
-                queue.streamoff();
-            }
-        }
+        // Once more is once: whoever called it is not answered yet.
+        Some(UnderWay::Streamoff) if node.stream(QueueOp::Streamoff, buf_type).is_ok() => queue.streamoff(),
         Some(UnderWay::Creating { buf_type }) => discard_new(node, queue, buf_type),
         Some(UnderWay::Removing { by, first, count }) if query(node, buf_type, first).is_err() => {
             let removed = V4l2RemoveBuffers {

@@ -218,6 +218,7 @@ impl Restoring<'_> {
                     .filter(|plane| *plane < planes.len())?,
                 buffers: planes,
                 offered: lent.is_offered.then(Instant::now),
+                asked_back: lent.asked_back,
             })
         });
         queue.adoption = Adoption::again(lent.collect());

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::programs::gst_words;
 use crate::client::{Client, run};
@@ -23,6 +24,8 @@ use crate::picture::Control;
 use crate::report::figure;
 use crate::setup::{Test, is_6_1, is_long};
 use crate::shim::Seat;
+use crate::sys;
+use crate::video::{Video, command};
 
 pub const TESTS: &[(&str, Test)] = &[
     ("survival::userptr", || killed("USERPTR", userptr)),
@@ -40,8 +43,20 @@ const FRAME: usize = WIDTH * HEIGHT * 2;
 /// Rows that differ in each frame.
 const TEXT_ROWS: usize = 64;
 /// Frames in a second. Lost ones are counted by the driver.
-const RATE: &str = "15";
+const RATE: u32 = 15;
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// `struct v4l2_streamparm` of a capture queue.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Rate {
+    buf_type: u32,
+    capability: u32,
+    mode: u32,
+    /// Seconds: numerator, denominator.
+    interval: [u32; 2],
+    rest: [u32; 46],
+}
 
 /// What a program makes is compared with this.
 enum Expect {
@@ -89,8 +104,15 @@ impl Devices {
         for camera in [&self.camera, &self.contig, &self.planar] {
             let path = camera.real().display().to_string();
             let format = format!("width={WIDTH},height={HEIGHT},pixelformat=YUYV");
-            let limit = Duration::from_secs(10);
-            run("v4l2-ctl", &["-d", &path, "-v", &format, "-p", RATE], limit)?;
+            run("v4l2-ctl", &["-d", &path, "-v", &format], Duration::from_secs(10))?;
+            let mut rate = Rate {
+                // V4L2_BUF_TYPE_VIDEO_CAPTURE_MPLANE, V4L2_BUF_TYPE_VIDEO_CAPTURE
+                buf_type: if camera.is_mplane() { 9 } else { 1 },
+                interval: [1, RATE],
+                ..Rate::new_zeroed()
+            };
+            let video = Video::at(&camera.real(), 0)?;
+            sys::ioctl(&video, command::S_PARM, &mut rate).context("S_PARM")?;
             controls.push(Control::set(camera.number()?, "osd_text_mode", 1, 2)?);
         }
         Ok(controls)
@@ -146,9 +168,9 @@ impl Kept {
     /// Kills the daemon. With `until_ready` the next one is waited for: how long that takes.
     fn kill(&self, until_ready: bool) -> anyhow::Result<Duration> {
         let (begun, before) = (Instant::now(), self.readies());
-        while !self
+        while self
             .daemon()
-            .is_some_and(|daemon| kill(daemon, Signal::SIGKILL).is_ok())
+            .is_none_or(|daemon| kill(daemon, Signal::SIGKILL).is_err())
         {
             ensure!(
                 begun.elapsed() < PATIENCE,
@@ -356,7 +378,7 @@ fn userptr(devices: &Devices) -> anyhow::Result<Vec<Plan<'_>>> {
         plan(
             planar,
             Seat::plain(planar),
-            "gst-launch-1.0 -q v4l2src device=NODE io-mode=userptr num-buffers=COUNT ! filesink location=FILE",
+            "gst-launch-1.0 -q v4l2src device=NODE io-mode=userptr num-buffers=COUNT ! video/x-raw,format=YUY2,width=320,height=180 ! filesink location=FILE",
             Expect::Frames(native(planar)?),
         ),
         plan(
@@ -418,7 +440,7 @@ fn adopting(devices: &Devices) -> anyhow::Result<Vec<Plan<'_>>> {
         plan(
             planar,
             Seat::run(planar),
-            "gst-launch-1.0 -q v4l2src device=NODE io-mode=mmap num-buffers=COUNT ! filesink location=FILE",
+            "gst-launch-1.0 -q v4l2src device=NODE io-mode=mmap num-buffers=COUNT ! video/x-raw,format=YUY2,width=320,height=180 ! filesink location=FILE",
             Expect::Frames(native(planar)?),
         ),
     ])

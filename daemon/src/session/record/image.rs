@@ -96,6 +96,7 @@ pub(in crate::session) struct LentImage {
     pub(in crate::session) planes: Vec<PlaneImage>,
     pub(in crate::session) plane: u32,
     pub(in crate::session) is_offered: bool,
+    pub(in crate::session) asked_back: bool,
 }
 
 /// A dma-buf that the client has given.

@@ -174,6 +174,7 @@ impl Serialize for LentsView<'_> {
                 PlanesView(&lent.buffers),
                 u32::try_from(lent.plane).unwrap_or_default(),
                 lent.offered.is_some(),
+                lent.asked_back,
             )
         }))
     }
