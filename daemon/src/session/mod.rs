@@ -159,7 +159,9 @@ impl Session {
         shelf: Option<&Shelf>,
     ) -> Result<Arc<Self>, Errno> {
         let flags = opening.flags;
-        let node = RealNode::open(device.path(), flags)
+        let is_busy = |error: &std::io::Error| error.raw_os_error() == Some(libc::EBUSY);
+        let node = device
+            .unless_leaving(is_busy, || RealNode::open(device.path(), flags))
             .and_then(|node| device.is_still(node))
             .map_err(|error| {
                 // The real node is gone while ours still stands: to the client that is a device without a driver.
@@ -246,10 +248,22 @@ impl Session {
 
     /// The file is closed. No daemon after us finds it, and only then is anything let go of.
     fn forget(self) {
-        let Self { keeping, .. } = self;
-        if let Some(keeping) = keeping {
-            keeping.end();
+        let Self {
+            device,
+            node,
+            state,
+            keeping,
+            ..
+        } = self;
+        let Some(keeping) = keeping else { return };
+        let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        keeping.end();
+        // Whoever keeps our files closes its own of the node when it likes: until then the driver thinks it open. Its queues
+        // end here, so that the next file may have them.
+        for queue in state.queues.each() {
+            queue.let_go(&node, device.is_no_vb2(queue.core.buf_type()));
         }
+        device.leaves();
     }
 
     /// The node goes away: whoever waits is answered as when a device is unplugged.
