@@ -65,7 +65,9 @@ impl VideoNode {
             device,
             shims,
             sessions: Mutex::default(),
-            next_fh: AtomicU64::new(1),
+            // Numbers that were used may come back in a RELEASE that is sent again, or stand in the store: those of other
+            // daemons are lower.
+            next_fh: AtomicU64::new(later_than_any_before()),
             shelf,
         })
     }
@@ -73,8 +75,6 @@ impl VideoNode {
     /// Goes on with the files that a daemon before us has had open, before anything is read from the channel. What cannot
     /// go on is left to be given up: its clients are told that the device is gone.
     pub fn restore(&self, inheritance: &mut Inheritance) {
-        // Numbers that were used may come back in a RELEASE that is sent again: those of other daemons are lower.
-        self.next_fh.store(later_than_any_before(), Ordering::Relaxed);
         let Some(shelf) = &self.shelf else { return };
         let beginning = format!("record.{}.", shelf.node());
         let handles: Vec<u64> = inheritance

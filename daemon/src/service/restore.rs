@@ -86,6 +86,11 @@ impl Survival {
             .collect()
     }
 
+    /// What else a daemon before us has left of `node`.
+    pub(super) fn of_node(&self, node: &str) -> Inheritance {
+        self.inheritance().split_off(node)
+    }
+
     /// What nobody has taken so far nobody needs. `true`: there was a node among it, which has ended.
     pub(super) fn give_up(&self) -> bool {
         let ended = !self.nodes().is_empty();

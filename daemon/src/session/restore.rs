@@ -65,7 +65,7 @@ impl Session {
                 return Err(lost);
             }
         };
-        let keeping = Keeping::again(shelf, fh, record, image.next_number);
+        let keeping = Keeping::again(shelf, fh, record, next_number(shelf, fh, &image, inheritance));
         let name = shelf.name("device", fh);
         let file = inheritance.remove(&name).ok_or(Lost::Missing(name))?;
         let gone = |error: std::io::Error| Lost::Device(error.to_string());
@@ -143,6 +143,16 @@ impl Session {
         queue.importer = importer;
         again.map_err(|errno| lost(errno.to_string()))
     }
+}
+
+/// Behind every number that is in the store: buffers are put there before the record tells of them.
+fn next_number(shelf: &Shelf, fh: u64, image: &Image, inheritance: &Inheritance) -> u64 {
+    let beginning = format!("{}.", shelf.name("buffer", fh));
+    let used = inheritance
+        .beginning(&beginning)
+        .filter_map(|name| name.strip_prefix(&beginning)?.parse::<u64>().ok());
+    used.map(|number| number.saturating_add(1))
+        .fold(image.next_number, u64::max)
 }
 
 /// The processes that are still there.
