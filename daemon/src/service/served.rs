@@ -145,9 +145,7 @@ impl Making {
         let front = VideoNode::new(device, Arc::clone(&self.shims), shelf);
         let name = real.display().to_string();
         self.watchdog.add(&name, side.node(), &channel, Some(&handle));
-        if was_inherited {
-            resume(&front, &channel, left, self.survival.store());
-        }
+        let goes_on = !was_inherited || resume(&front, &channel, left, self.survival.store());
         let (id, server) = self.serve(channel, Arc::clone(&front), &name)?;
         let served = Served {
             id,
@@ -160,6 +158,10 @@ impl Making {
             kept,
             _waiting: Some(waiting),
         };
+        // It is made anew when the end is reported.
+        if !goes_on && let Err(error) = served.node.abort() {
+            tracing::error!(device = served.name, %error, "who waits for a lost file waits for the end of the node");
+        }
         // Who may open it is settled already, and may have been changed since.
         if was_inherited {
             Ok(served)
@@ -245,12 +247,14 @@ fn open(node: &Node) -> Result<(Arc<Channel>, Kernel), ServiceError> {
     Ok((channel, kernel))
 }
 
-/// Goes on where a daemon before us was ended: its files first, then the requests that it has not answered.
-fn resume(front: &VideoNode, channel: &Arc<Channel>, mut left: Inheritance, store: &Arc<Store>) {
-    front.restore(&mut left);
+/// Goes on where a daemon before us was ended: its files first, then the requests that it has not answered. `false`: there may
+/// be somebody whom only the end of the node wakes.
+fn resume(front: &VideoNode, channel: &Arc<Channel>, mut left: Inheritance, store: &Arc<Store>) -> bool {
+    let goes_on = front.restore(&mut left);
     left.give_up(store);
     ask_again(channel);
     front.wake_pollers(channel);
+    goes_on
 }
 
 fn ask_again(channel: &Channel) {

@@ -66,6 +66,7 @@ pub use keep::Shelf;
 pub use ledger::CallId;
 pub use read::Piece;
 pub use record::{Lost, Opening};
+pub use restore::Orphaned;
 
 /// Somebody whose call may have to wait, for bytes or for a count of bytes.
 pub trait Waiter<T: ?Sized = [u8]>: Send {
@@ -187,7 +188,7 @@ impl Session {
             writer: FrameWriter::counted(&device.totals()[1]),
             ..State::default()
         };
-        let session = Self::with(device, node, opening, keeping, Clients::default(), state);
+        let session = Self::with(device, node, opening, keeping, Clients::default(), state, 0);
         session.commit_now();
         Ok(session)
     }
@@ -199,10 +200,10 @@ impl Session {
         keeping: Option<Keeping>,
         clients: Clients,
         state: State,
+        last_ticket: u32,
     ) -> Arc<Self> {
         device.files_changed();
         let descriptor = node.descriptor();
-        let last_ticket = state.tickets.last().map_or(0, |(ticket, _)| *ticket);
         let session = Arc::new(Self {
             device: Arc::clone(device),
             node,

@@ -19,7 +19,7 @@ use super::passed::{Imported, Passed, Plane};
 use super::queues::{QueueState, Queues, Slot, cpu_use};
 use super::read::FrameReader;
 use super::reconcile::{Reconciled, reconcile};
-use super::record::{Image, Lost, PlaneImage, QueueImage, SlotImage};
+use super::record::{Image, Lost, PlaneImage, QueueImage, SlotImage, poll_handle};
 use super::serve::Way;
 use super::write::FrameWriter;
 use super::{Session, State};
@@ -28,6 +28,15 @@ use crate::client::{Client, Clients};
 use crate::memory::BounceBuffer;
 use crate::survive::{Inheritance, Record};
 use crate::sys::Mapping;
+
+/// A file that does not go on.
+#[derive(Debug)]
+pub struct Orphaned {
+    /// Why.
+    pub why: Lost,
+    /// Who sleeps in poll(2) on it, if anybody does (0: nobody) and is to be told to look again. `None`: that is not known.
+    pub sleeper: Option<u64>,
+}
 
 /// What a session is put together from.
 struct Restoring<'a> {
@@ -50,6 +59,17 @@ impl Session {
         shelf: &Shelf,
         fh: u64,
         inheritance: &mut Inheritance,
+    ) -> Result<Arc<Self>, Orphaned> {
+        let mut sleeper = None;
+        Self::go_on(device, shelf, fh, inheritance, &mut sleeper).map_err(|why| Orphaned { why, sleeper })
+    }
+
+    fn go_on(
+        device: &Arc<Device>,
+        shelf: &Shelf,
+        fh: u64,
+        inheritance: &mut Inheritance,
+        sleeper: &mut Option<u64>,
     ) -> Result<Arc<Self>, Lost> {
         let name = shelf.name("record", fh);
         let file = inheritance
@@ -57,7 +77,10 @@ impl Session {
             .ok_or_else(|| Lost::Missing(name.clone()))?;
         let read = Record::open(file)
             .map_err(|error| Lost::Spoilt(error.to_string()))
-            .and_then(|(record, bytes)| Ok((record, Image::read(&bytes)?)));
+            .and_then(|(record, bytes)| {
+                *sleeper = poll_handle(&bytes);
+                Ok((record, Image::read(&bytes)?))
+            });
         let (record, image) = match read {
             Ok(read) => read,
             Err(lost) => {
@@ -90,14 +113,22 @@ impl Session {
             queues: Queues { capture, output },
             frames,
             writer: FrameWriter::again(&image.writer, put_out),
-            poll_handle: image.poll_handle,
+            poll_handle: sleeper.unwrap_or_default(),
             tokens: image.tokens,
             last_event: image.event,
             tickets: image.tickets,
             exports: image.exports,
             ..State::default()
         };
-        let session = Self::with(device, node, image.opening, Some(keeping), clients, state);
+        let session = Self::with(
+            device,
+            node,
+            image.opening,
+            Some(keeping),
+            clients,
+            state,
+            image.last_ticket,
+        );
         session.know_all_again();
         for (queue, image) in [(first, &image.capture), (second, &image.output)] {
             if queue == Reconciled::Rebuild {
