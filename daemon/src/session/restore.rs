@@ -14,7 +14,7 @@ use super::adoption::{Adoption, Lent};
 use super::counters::Counters;
 use super::device::Device;
 use super::keep::{Keeping, Shelf};
-use super::ledger::{Entry, Ledger};
+use super::ledger::{Entry, Ledger, UnderWay};
 use super::passed::{Imported, Passed, Plane};
 use super::queues::{QueueState, Queues, Slot, cpu_use};
 use super::read::FrameReader;
@@ -243,8 +243,16 @@ impl Restoring<'_> {
                 .filter(|slot| queue.core.has(slot.index))
                 .collect();
             for slot in known {
-                let again = self.slot(slot, buf_type)?;
-                queue.slots.insert(slot.index, again);
+                match self.slot(slot, buf_type) {
+                    Ok(again) => drop(queue.slots.insert(slot.index, again)),
+                    // It was freed already, and more may have been made in its place: the call comes again and makes all
+                    // of it anew.
+                    Err(Lost::Missing(_)) if image.under_way == Some(UnderWay::Remaking) => {
+                        queue.forget_buffers();
+                        break;
+                    }
+                    Err(lost) => return Err(lost),
+                }
             }
         }
         let lent = image.lent.iter().filter_map(|lent| {
