@@ -317,7 +317,8 @@ fn reload_while_streaming() -> anyhow::Result<()> {
     };
     configure("")?;
     let daemon = Daemon::start_with(&["--config", CONFIG], &[("NOTIFY_SOCKET", socket_path)])?;
-    told("READY=1")?;
+    // With it, in the same message, READY=1.
+    told("STATUS=serving 2 devices, 0 files open")?;
     until_all_served(2)?;
     let video = Video::at(Path::new("/dev/video64"), 0)?;
     let size = video.sizeimage()?;
@@ -376,7 +377,6 @@ fn reload_while_streaming() -> anyhow::Result<()> {
         refused.as_ref().is_some_and(|said| said.contains("ENOMEM")),
         "64K for a frame: {refused:?}"
     );
-    told("STATUS=serving 2 devices")?;
     fs::remove_file(socket_path)?;
     Ok(())
 }
