@@ -16,6 +16,7 @@ use super::served::{Making, Served};
 use super::{ServiceError, end};
 use crate::config::{Config, Way};
 use crate::devices::{FbNode, Node, SideNode, carry, give_back_all};
+use crate::survive::Store;
 
 /// A node that ends by itself is made anew unless it has done so this many times within this time.
 const ENDS: usize = 3;
@@ -328,6 +329,11 @@ impl Nodes {
             text.push_str(&format!("; {} not served, see the log", self.told.len()));
         }
         text
+    }
+
+    /// Where what outlives us is.
+    pub(super) fn store(&self) -> &Arc<Store> {
+        self.making.survival.store()
     }
 
     /// All of them, to be ended.

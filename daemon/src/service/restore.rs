@@ -7,8 +7,12 @@ use crate::cuse::{Channel, Kernel};
 use crate::survive::{Inheritance, Kept, Store};
 
 /// At an end that was asked for, what is in the store stays there as it is, open files and unanswered requests with it, for
-/// the next daemon; where there will be none, whoever keeps it ends it. The rest comes back, to be ended.
-pub(super) fn leave_kept(served: Vec<Served>) -> Vec<Served> {
+/// the next daemon; where there will be none, whoever keeps it ends it. The rest comes back, to be ended; all of it where
+/// whoever kept it has ended.
+pub(super) fn leave_kept(served: Vec<Served>, store: &Store) -> Vec<Served> {
+    if !store.still_keeps() {
+        return served;
+    }
     let (kept, ends): (Vec<_>, Vec<_>) = served.into_iter().partition(|served| served.kept.is_some());
     std::mem::forget(kept);
     ends
