@@ -2,8 +2,8 @@
 //! is not touched.
 //!
 //! A device that goes takes its node's name along at once, as the real one's goes; who has the node open keeps it and is
-//! answered what the driver says, until the last file is closed. Should a device with the same name come before that, the old
-//! node is ended first: CUSE knows no second device of a name.
+//! answered what the driver says, until the last file is closed. Should another device with the same name come before that, the
+//! old node is ended first: CUSE knows no second device of a name. One that is wanted again itself waits for its files.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ pub(super) struct Nodes {
     machine: Machine,
     entries: Vec<Entry>,
     /// Without a name: for those who have them open.
-    departed: Vec<Served>,
+    departed: Vec<Entry>,
     /// When a node of this name has ended by itself.
     ends: HashMap<String, Vec<Instant>>,
     /// What the operator has been told of a device that is not served: once.
@@ -87,6 +87,11 @@ impl Nodes {
             let wanted = &wanted[*index];
             let name = name_of(wanted);
             if self.is_given_up(&name) {
+                continue;
+            }
+            if self.has_departed(&wanted.key) {
+                let why = "programs still have its node of before open: it has a node again when they have closed that";
+                troubles.insert(name, why.to_owned());
                 continue;
             }
             match self.make(wanted) {
@@ -141,7 +146,7 @@ impl Nodes {
                     files = entry.served.front.open_files(), "serving no more"
                 );
                 self.ends.remove(&entry.served.name);
-                self.departed.push(entry.served);
+                self.departed.push(entry);
             } else if replace.contains(&at) {
                 ending.push(entry.served);
             } else {
@@ -157,9 +162,15 @@ impl Nodes {
         let departed = std::mem::take(&mut self.departed);
         let (open, closed): (Vec<_>, Vec<_>) = departed
             .into_iter()
-            .partition(|served| served.front.open_files() > 0);
+            .partition(|entry| entry.served.front.open_files() > 0);
         self.departed = open;
-        end(closed);
+        end(closed.into_iter().map(|entry| entry.served).collect());
+    }
+
+    /// Is there a node without a name of what `key` is about, which somebody streams from?
+    fn has_departed(&self, key: &Key) -> bool {
+        let mut departed = self.departed.iter();
+        departed.any(|entry| entry.key.excludes(key) && entry.served.front.open_files() > 0)
     }
 
     fn make(&mut self, wanted: &Wanted) -> Result<Entry, ServiceError> {
@@ -177,6 +188,8 @@ impl Nodes {
                 let others: Vec<FbNode> = self
                     .entries
                     .iter()
+                    // Their numbers are taken, although nobody finds them.
+                    .chain(&self.departed)
                     .filter_map(|entry| entry.framebuffer.clone())
                     .collect();
                 let is_ours = |node: &str| self.making.survival.has_channel(node);
@@ -208,15 +221,15 @@ impl Nodes {
         let departed = std::mem::take(&mut self.departed);
         let (same, others): (Vec<_>, Vec<_>) = departed
             .into_iter()
-            .partition(|served| served.node.is_in_the_way_of(node));
+            .partition(|entry| entry.served.node.is_in_the_way_of(node));
         self.departed = others;
-        for served in &same {
+        for Entry { served, .. } in &same {
             tracing::warn!(
                 node = %node.path().display(), files = served.front.open_files(),
                 "another device has come with this name: the files that are still open of the one before are ended"
             );
         }
-        end(same);
+        end(same.into_iter().map(|entry| entry.served).collect());
     }
 
     /// Says what is wrong with devices, of each the same thing once.
@@ -263,9 +276,9 @@ impl Nodes {
     pub(super) fn ended(&mut self, id: u64) {
         // Of those without a name it was asked for, or they end with their device.
         let departed = std::mem::take(&mut self.departed);
-        let (ended, others): (Vec<_>, Vec<_>) = departed.into_iter().partition(|served| served.id == id);
+        let (ended, others): (Vec<_>, Vec<_>) = departed.into_iter().partition(|entry| entry.served.id == id);
         self.departed = others;
-        end(ended);
+        end(ended.into_iter().map(|entry| entry.served).collect());
         let Some(at) = self.entries.iter().position(|entry| entry.served.id == id) else {
             return;
         };
@@ -298,12 +311,12 @@ impl Nodes {
         self.told.clear();
     }
 
-    /// When it is to be looked again although nothing was heard: soon where udev is about a device or a node waits for its
-    /// last file.
+    /// When it is to be looked again although nothing was heard: soon where udev is about a device or a node is to be made
+    /// anew after its last file, and now and then where one that is wanted no more waits for its last.
     pub(super) fn pace(&self) -> Duration {
-        match self.restless || !self.departed.is_empty() {
+        match self.restless {
             true => SOON,
-            false if !self.told.is_empty() => AGAIN,
+            false if !self.told.is_empty() || !self.departed.is_empty() => AGAIN,
             false => IDLE,
         }
     }
@@ -312,7 +325,7 @@ impl Nodes {
     pub(super) fn status(&self) -> String {
         let served = self.entries.iter().map(|entry| &entry.served);
         let files: usize = served
-            .chain(&self.departed)
+            .chain(self.departed.iter().map(|entry| &entry.served))
             .map(|served| served.front.open_files())
             .sum();
         let devices = self.entries.len();
@@ -338,8 +351,8 @@ impl Nodes {
 
     /// All of them, to be ended.
     pub(super) fn into_served(self) -> Vec<Served> {
-        let served = self.entries.into_iter().map(|entry| entry.served);
-        served.chain(self.departed).collect()
+        let entries = self.entries.into_iter().chain(self.departed);
+        entries.map(|entry| entry.served).collect()
     }
 }
 
