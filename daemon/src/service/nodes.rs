@@ -15,12 +15,15 @@ use super::plan::{Have, How, Key, Machine, Wanted, difference, wanted};
 use super::served::{Making, Served};
 use super::{ServiceError, end};
 use crate::config::{Config, Way};
-use crate::devices::{FbNode, Node, SideNode, carry, give_back_all};
+use crate::devices::{FbNode, Node, SideNode, carry, give_back_all, our_name};
 use crate::survive::Store;
 
 /// A node that ends by itself is made anew unless it has done so this many times within this time.
 const ENDS: usize = 3;
 const WITHIN: Duration = Duration::from_secs(60);
+
+/// Nodes from a daemon before us are kept this long where their devices do not answer at once; then whoever waits is told.
+const SILENCE: Duration = Duration::from_secs(20);
 
 /// See [`Nodes::pace`].
 const SOON: Duration = Duration::from_millis(100);
@@ -50,6 +53,7 @@ pub(super) struct Nodes {
     silent: HashMap<String, String>,
     /// There is something to look after soon.
     restless: bool,
+    begun: Instant,
     shown: Arc<Observed>,
 }
 
@@ -64,6 +68,7 @@ impl Nodes {
             told: HashMap::new(),
             silent: HashMap::new(),
             restless: false,
+            begun: Instant::now(),
             shown,
         }
     }
@@ -78,7 +83,13 @@ impl Nodes {
         let difference = difference(&wanted, &self.have());
         let mut troubles = HashMap::new();
         let mut silent = HashMap::new();
+        let mut stay = Vec::new();
         for (found, why) in look.silent {
+            if self.begun.elapsed() < SILENCE {
+                // Of its nodes of ours, beside it or in its place, one may be there from a daemon before us.
+                stay.extend(our_name(&found));
+                stay.push(found.name().to_owned());
+            }
             silent.insert(found.path.display().to_string(), why);
         }
         self.take_out(&difference.hide, &difference.replace);
@@ -113,9 +124,9 @@ impl Nodes {
         troubles.extend(seen.map(|(name, why)| (name.clone(), why.clone())));
         self.silent = silent;
         self.restless = new || look.unsettled > 0 || !difference.wait.is_empty();
-        if look.unsettled == 0 && !new && self.making.survival.give_up() {
+        if look.unsettled == 0 && !new && self.making.survival.give_up(&stay) {
             // Names that a daemon before us had taken, which are not to be ours any more; those that are have our lock.
-            drop(give_back_all(&[], false));
+            drop(give_back_all(&stay, false));
         }
         self.tell(troubles);
         self.carry_access();

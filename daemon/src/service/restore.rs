@@ -90,10 +90,25 @@ impl Survival {
             .collect()
     }
 
-    /// What nobody has taken so far nobody needs. `true`: there was a node among it, which has ended.
-    pub(super) fn give_up(&self) -> bool {
-        let ended = !self.nodes().is_empty();
-        std::mem::take(&mut *self.inheritance()).give_up(&self.store);
+    /// What nobody has taken so far nobody needs, but for what belongs to the nodes in `stay`. `true`: there was a node among
+    /// it, which has ended.
+    pub(super) fn give_up(&self, stay: &[String]) -> bool {
+        let ended = self.nodes().iter().any(|node| !stay.contains(node));
+        let mut inheritance = self.inheritance();
+        let stays = |name: &&str| {
+            let node = name.split('.').nth(1);
+            node.is_some_and(|node| stay.iter().any(|stays| stays == node))
+        };
+        let names: Vec<String> = inheritance
+            .beginning("")
+            .filter(stays)
+            .map(str::to_owned)
+            .collect();
+        let kept: Inheritance = names
+            .into_iter()
+            .filter_map(|name| inheritance.remove(&name).map(|file| (name, file)))
+            .collect();
+        std::mem::replace(&mut *inheritance, kept).give_up(&self.store);
         ended
     }
 }
