@@ -199,7 +199,8 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
         drop(service.look());
     }
     notify(&[NotifyState::Stopping]);
-    end(leave_kept(service.nodes.into_served()));
+    let store = Arc::clone(service.nodes.store());
+    end(leave_kept(service.nodes.into_served(), &store));
     Ok(())
 }
 

@@ -106,6 +106,15 @@ impl Store {
         self.keeps && !self.is_lost.load(Ordering::Relaxed)
     }
 
+    /// The same, asked of whoever keeps it, which may have ended since it was told something last.
+    #[must_use]
+    pub fn still_keeps(&self) -> bool {
+        if let Err(error) = self.tell(&[NotifyState::Stopping]) {
+            tracing::debug!(%error, "nobody to notify");
+        }
+        self.keeps()
+    }
+
     /// From now on nothing is taken out: this process ends, and the next daemon is to find everything (a restart, an upgrade).
     pub fn leave_everything(&self) {
         self.leaves.store(true, Ordering::Relaxed);

@@ -400,18 +400,18 @@ fn mistake() -> anyhow::Result<()> {
     drop(daemon);
     let (status, said) = Daemon::refuse(&["--config", CONFIG])?;
     ensure!(
-        status.code() == Some(1) && said.contains(&sentence),
+        status.code() == Some(78) && said.contains(&sentence),
         "{status}: {said}"
     );
     ensure!(nodes()?.0.is_empty(), "{:?}", nodes()?);
     let (status, said) = run_any("vidcompatd", &["--check-config", "--config", CONFIG], AT_ONCE)?;
     ensure!(
-        status.code() == Some(1) && said.contains(&sentence),
+        status.code() == Some(78) && said.contains(&sentence),
         "{status}: {said}"
     );
     let (status, said) = Daemon::refuse(&["--config", "/tmp/there-is-none.toml"])?;
     ensure!(
-        status.code() == Some(1) && said.contains("/tmp/there-is-none.toml cannot be read"),
+        status.code() == Some(78) && said.contains("/tmp/there-is-none.toml cannot be read"),
         "{said}"
     );
     Ok(())
