@@ -317,7 +317,8 @@ fn reload_while_streaming() -> anyhow::Result<()> {
     };
     configure("")?;
     let daemon = Daemon::start_with(&["--config", CONFIG], &[("NOTIFY_SOCKET", socket_path)])?;
-    told("READY=1")?;
+    // With it, in the same message, READY=1.
+    told("STATUS=serving 2 devices, 0 files open")?;
     until_all_served(2)?;
     let video = Video::at(Path::new("/dev/video64"), 0)?;
     let size = video.sizeimage()?;
@@ -376,7 +377,6 @@ fn reload_while_streaming() -> anyhow::Result<()> {
         refused.as_ref().is_some_and(|said| said.contains("ENOMEM")),
         "64K for a frame: {refused:?}"
     );
-    told("STATUS=serving 2 devices")?;
     fs::remove_file(socket_path)?;
     Ok(())
 }
@@ -400,18 +400,18 @@ fn mistake() -> anyhow::Result<()> {
     drop(daemon);
     let (status, said) = Daemon::refuse(&["--config", CONFIG])?;
     ensure!(
-        status.code() == Some(1) && said.contains(&sentence),
+        status.code() == Some(78) && said.contains(&sentence),
         "{status}: {said}"
     );
     ensure!(nodes()?.0.is_empty(), "{:?}", nodes()?);
     let (status, said) = run_any("vidcompatd", &["--check-config", "--config", CONFIG], AT_ONCE)?;
     ensure!(
-        status.code() == Some(1) && said.contains(&sentence),
+        status.code() == Some(78) && said.contains(&sentence),
         "{status}: {said}"
     );
     let (status, said) = Daemon::refuse(&["--config", "/tmp/there-is-none.toml"])?;
     ensure!(
-        status.code() == Some(1) && said.contains("/tmp/there-is-none.toml cannot be read"),
+        status.code() == Some(78) && said.contains("/tmp/there-is-none.toml cannot be read"),
         "{said}"
     );
     Ok(())

@@ -437,7 +437,12 @@ fn next_daemon(keeper: &Daemon, meanwhile: impl FnOnce() -> anyhow::Result<()>) 
     let daemon = child_of(keeper).context("no daemon")?;
     kill(keeper.pid(), Signal::SIGSTOP)?;
     kill(daemon, Signal::SIGKILL)?;
-    let dead = || fs::read_to_string(format!("/proc/{daemon}/stat")).is_ok_and(|stat| stat.contains(") Z "));
+    // Not before its last thread has gone are its files closed.
+    let dead = || {
+        let threads = fs::read_dir(format!("/proc/{daemon}/task")).map_or(0, Iterator::count);
+        let stat = fs::read_to_string(format!("/proc/{daemon}/stat"));
+        threads == 1 && stat.is_ok_and(|stat| stat.contains(") Z "))
+    };
     let outcome = until("the daemon is dead", dead).and_then(|_| meanwhile());
     kill(keeper.pid(), Signal::SIGCONT)?;
     outcome?;
