@@ -34,6 +34,8 @@ pub const TESTS: &[(&str, Test)] = &[
     ("survival::programs_that_map", || killed("MMAP", mapping)),
     ("survival::adopted_memory", || killed("adoption", adopting)),
     ("survival::read", || killed("read", reading)),
+    ("survival::every_step_of_a_stream", every_step),
+    ("survival::every_step_of_a_program", every_step_of_a_program),
 ];
 
 /// Of all runs together: 200 on Linux 6.12.
@@ -164,15 +166,30 @@ struct Kept {
 }
 
 impl Kept {
+    /// One that dies where [`DIE_AT`] says.
+    fn start_mortal(devices: &[&Found]) -> anyhow::Result<Self> {
+        let library = std::env::current_dir()?.join("target/clients/die_at.so");
+        let library = library.to_str().context("a path")?;
+        Self::start_with(devices, &["--confine=off"], &[("LD_PRELOAD", library)])
+    }
+
     fn start(devices: &[&Found]) -> anyhow::Result<Self> {
+        Self::start_with(devices, &[], &[])
+    }
+
+    fn start_with(devices: &[&Found], more: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<Self> {
         let devices: Vec<String> = devices
             .iter()
             .map(|device| device.real().display().to_string())
             .collect();
         let devices = devices.iter().flat_map(|device| ["--device", device]);
-        let args: Vec<&str> = ["--keep"].into_iter().chain(devices).collect();
+        let args: Vec<&str> = ["--keep"]
+            .into_iter()
+            .chain(more.iter().copied())
+            .chain(devices)
+            .collect();
         Ok(Self {
-            keeper: Daemon::start(&args)?,
+            keeper: Daemon::start_with(&args, environment)?,
             kills: Cell::new(0),
             last: Cell::new(None),
         })
@@ -186,15 +203,50 @@ impl Kept {
         child.parse().ok().map(Pid::from_raw)
     }
 
+    /// How often a daemon has died.
+    fn deaths(&self) -> usize {
+        let log = self.keeper.log();
+        log.lines()
+            .filter(|line| line.contains("killed by SIGKILL"))
+            .count()
+    }
+
+    /// The next daemon dies at a certain call: see tests/clients/preload/die_at.c. It gets ready first, or dies on the way.
+    fn arm(&self, at: &str) -> anyhow::Result<()> {
+        // The keeper gives up where each daemon dies right after it was ready.
+        thread::sleep(Duration::from_millis(80));
+        fs::write(DIE_AT, at)?;
+        self.kill(false)?;
+        let begun = Instant::now();
+        while fs::exists(DIE_AT)? {
+            ensure!(
+                begun.elapsed() < PATIENCE,
+                "no daemon begins: {}",
+                self.keeper.log()
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    fn until_ready(&self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        while !self.is_ready() {
+            ensure!(
+                begun.elapsed() < PATIENCE,
+                "no daemon gets ready: {}",
+                self.keeper.log()
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
     /// Has the daemon that was started after the last kill said that it is ready?
     fn is_ready(&self) -> bool {
         let log = self.keeper.log();
-        let deaths = log
-            .lines()
-            .filter(|line| line.contains("killed by SIGKILL"))
-            .count();
         let last = log.rsplit("killed by SIGKILL").next().unwrap_or_default();
-        deaths == self.kills.get() && last.lines().any(|line| line == "ready")
+        self.deaths() == self.kills.get() && last.lines().any(|line| line == "ready")
     }
 
     /// Kills the daemon. With `until_ready` the next one is waited for: how long that takes.
@@ -656,14 +708,7 @@ fn ends_at_once(kept: &Kept, plans: &[Plan<'_>]) -> anyhow::Result<()> {
         last.as_millis()
     ));
     // The nodes are made anew.
-    while !kept.is_ready() {
-        ensure!(
-            killed.elapsed() < PATIENCE,
-            "no daemon gets ready: {}",
-            kept.keeper.log()
-        );
-        thread::sleep(Duration::from_millis(1));
-    }
+    kept.until_ready()?;
     for (plan, client) in &mut running {
         *client = plan.start(FEW)?;
         plan.until_streaming(client)?;
@@ -673,5 +718,108 @@ fn ends_at_once(kept: &Kept, plans: &[Plan<'_>]) -> anyhow::Result<()> {
         plan.check(client, FEW, &mut Seen::default())
             .context("the next run")?;
     }
+    Ok(())
+}
+
+/// Where the daemon is to die.
+const DIE_AT: &str = "/tmp/die-at";
+
+/// Between the device's answer and the client's there are few steps. The daemon dies at each of them, under programs that
+/// stream; chance would seldom find them.
+fn every_step() -> anyhow::Result<()> {
+    if is_6_1() {
+        return Ok(());
+    }
+    daemon::stop_shared();
+    let devices = Devices::find()?;
+    let _controls = devices.prepare()?;
+    let Devices {
+        camera,
+        contig,
+        output,
+        ..
+    } = &devices;
+    let plans = [
+        plan(
+            camera,
+            Seat::plain(camera),
+            "survivor NODE userptr",
+            Expect::Itself,
+        ),
+        plan(contig, Seat::run(contig), "survivor -p NODE mmap", Expect::Itself),
+        plan(
+            output,
+            Seat::plain(output),
+            "survivor NODE output",
+            Expect::Itself,
+        ),
+    ];
+    let kept = Kept::start_mortal(&devices.all())?;
+    let mut running = Vec::new();
+    for plan in &plans {
+        let mut client = plan.start(COUNT)?;
+        plan.until_streaming(&mut client)?;
+        running.push((plan, client, Seen::default()));
+    }
+    let most = if is_long() { 20 } else { 6 };
+    let mut steps = 0;
+    for call in ["pwrite", "writev", "copy", "qbuf", "dqbuf"] {
+        for number in 1..=most {
+            let at = format!("{call} {number}");
+            kept.arm(&at)?;
+            kept.kills.set(kept.kills.get() + 1);
+            kept.until_ready().with_context(|| at.clone())?;
+            steps += 1;
+            for (plan, client, _) in &mut running {
+                ensure!(
+                    !client.has_ended()?,
+                    "{} has not outlived a death at {at}: {}",
+                    plan.call,
+                    client.rest()
+                );
+            }
+        }
+    }
+    for (plan, client, seen) in &mut running {
+        client.close_stdin();
+        plan.check(client, COUNT, seen).context("after all deaths")?;
+    }
+    figure(format!("a daemon has died at {steps} steps of three streams"));
+    Ok(())
+}
+
+/// The same from the open of a program to its end.
+fn every_step_of_a_program() -> anyhow::Result<()> {
+    if is_6_1() {
+        return Ok(());
+    }
+    daemon::stop_shared();
+    let devices = Devices::find()?;
+    let _controls = devices.prepare()?;
+    let camera = &devices.camera;
+    let expect = Expect::Frames(native(camera)?);
+    let call = "v4l2-ctl -d NODE --stream-user=3 --stream-count=COUNT --stream-to=FILE --verbose";
+    let plan = plan(camera, Seat::plain(camera), call, expect);
+    let kept = Kept::start_mortal(&[camera])?;
+    let mut steps = 0;
+    for (call, most) in [("pwrite", 16), ("reqbufs", 3), ("streamoff", 3)] {
+        for number in 1..=most {
+            let at = format!("{call} {number}");
+            kept.arm(&at)?;
+            kept.until_ready()?;
+            let mut client = plan.start(3)?;
+            plan.check(&mut client, 3, &mut Seen::default())
+                .with_context(|| format!("a death at {at}"))?;
+            if kept.deaths() == kept.kills.get() {
+                // It has not come so far.
+                break;
+            }
+            kept.kills.set(kept.kills.get() + 1);
+            steps += 1;
+            kept.until_ready()?;
+        }
+    }
+    ensure!(steps >= 10, "{steps} steps");
+    figure(format!("a daemon has died at {steps} steps of a program"));
     Ok(())
 }
