@@ -7,8 +7,8 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -62,8 +62,8 @@ pub(super) struct Keeping {
     shelf: Shelf,
     fh: u64,
     record: Record,
-    /// Without it the rest means nothing, so it goes first.
-    kept_record: Kept,
+    /// Without it the rest means nothing, so it goes first; and it comes last, when something stands in it.
+    kept_record: OnceLock<Kept>,
     _kept_device: Kept,
     /// The next buffer's number.
     next_number: AtomicU64,
@@ -73,14 +73,12 @@ impl Keeping {
     /// Of a file that is being opened.
     pub(super) fn begin(shelf: &Shelf, fh: u64, device: impl AsFd) -> Result<Self, RecordError> {
         let record = Record::create(&format!("vidcompat-{}", shelf.name("record", fh)))?;
-        // What is found without a record is nobody's, and a record in which nothing stands, too.
         let kept_device = shelf.put(&shelf.name("device", fh), device)?;
-        let kept_record = shelf.put(&shelf.name("record", fh), &record)?;
         Ok(Self {
             shelf: shelf.clone(),
             fh,
             record,
-            kept_record,
+            kept_record: OnceLock::new(),
             _kept_device: kept_device,
             next_number: AtomicU64::new(1),
         })
@@ -92,10 +90,21 @@ impl Keeping {
             shelf: shelf.clone(),
             fh,
             record,
-            kept_record: shelf.kept(&shelf.name("record", fh)),
+            kept_record: OnceLock::from(shelf.kept(&shelf.name("record", fh))),
             _kept_device: shelf.kept(&shelf.name("device", fh)),
             next_number: AtomicU64::new(next_number),
         }
+    }
+
+    /// Something stands in the record: from now on a daemon after us finds the session. What is found without a record is
+    /// nobody's.
+    pub(super) fn publish(&self) -> io::Result<()> {
+        let kept = self
+            .shelf
+            .put(&self.shelf.name("record", self.fh), &self.record)?;
+        // Once: when the file is opened.
+        drop(self.kept_record.set(kept));
+        Ok(())
     }
 
     /// The name of what has `number`.

@@ -190,6 +190,14 @@ impl Session {
         };
         let session = Self::with(device, node, opening, keeping, Clients::default(), state, 0);
         session.commit_now();
+        if let Some(keeping) = &session.keeping
+            && let Err(error) = keeping.publish()
+        {
+            tracing::warn!(
+                device = %device.path().display(), %error,
+                "a file cannot be put into the fd store: it will not outlive this daemon"
+            );
+        }
         Ok(session)
     }
 

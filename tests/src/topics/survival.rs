@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::programs::gst_words;
-use crate::client::{AT_ONCE, Client, run};
+use crate::client::{Client, run};
 use crate::daemon::{self, Daemon};
 use crate::nodes::{Found, Kind, named, vivid};
 use crate::picture::Control;
@@ -684,11 +684,7 @@ fn ends_at_once(kept: &Kept, plans: &[Plan<'_>]) -> anyhow::Result<()> {
     kept.kill(false)?;
     let mut last = Duration::ZERO;
     for (plan, client) in &mut running {
-        // GStreamer and ffmpeg take their time to end under an emulator.
-        let limit = match &plan.expect {
-            Expect::Frames(_) if plan.seat.name.contains("run") => AT_ONCE,
-            _ => Duration::from_secs(1),
-        };
+        let limit = Duration::from_secs(1);
         let left = limit.saturating_sub(killed.elapsed());
         let status = client
             .end(left)
