@@ -757,7 +757,7 @@ fn every_step() -> anyhow::Result<()> {
         plan.until_streaming(&mut client)?;
         running.push((plan, client, Seen::default()));
     }
-    let most = if is_long() { 20 } else { 6 };
+    let most = if is_long() { 20 } else { 4 };
     let mut steps = 0;
     for call in ["pwrite", "writev", "copy", "qbuf", "dqbuf"] {
         for number in 1..=most {
