@@ -47,6 +47,11 @@ impl Survival {
         self.inheritance.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Is there a node of a daemon before us that goes on?
+    pub(super) fn is_heir(&self) -> bool {
+        !self.nodes().is_empty()
+    }
+
     /// Is there a channel of the node of ours that is called `node`? Then the node is there, and it is ours.
     pub(super) fn has_channel(&self, node: &str) -> bool {
         self.inheritance().get(&name_of(node)).is_some()
@@ -88,6 +93,11 @@ impl Survival {
         names
             .filter_map(|name| Some(name.split_once('.')?.1.to_owned()))
             .collect()
+    }
+
+    /// What else a daemon before us has left of `node`.
+    pub(super) fn of_node(&self, node: &str) -> Inheritance {
+        self.inheritance().split_off(node)
     }
 
     /// What nobody has taken so far nobody needs, but for what belongs to the nodes in `stay`. `true`: there was a node among

@@ -167,7 +167,8 @@ fn discard_new(node: &RealNode, queue: &QueueState, buf_type: u32) {
     }
 }
 
-fn free_all(node: &RealNode, buf_type: u32) {
+/// Frees every buffer of the device's queue.
+pub(super) fn free_all(node: &RealNode, buf_type: u32) {
     for memory in [memory::MMAP, memory::DMABUF] {
         let mut nothing = V4l2RequestBuffers {
             buf_type,

@@ -10,6 +10,7 @@ use vidcompat_proto::abi::v4l2::{PlanarBuffer, V4l2Plane, buf_type, memory};
 use vidcompat_proto::ioctl::QueueOp;
 use vidcompat_proto::queue::{Claim, ClientKey, Queue};
 
+use super::image::poll_handle;
 use super::{ExportImage, ExportedPlane, Image, Lost, Opening, ReaderImage, View, WriterImage};
 use crate::client::Clients;
 use crate::memory::{BounceBuffer, Budget, Provider};
@@ -142,6 +143,7 @@ fn written(capture: &QueueState, output: &QueueState) -> Vec<u8> {
         refuses_heap: true,
         tickets: &[(3, PLANE)],
         exports: &[export()],
+        last_ticket: 300,
     };
     postcard::to_extend(&view, Vec::new()).expect("it can be written")
 }
@@ -165,9 +167,11 @@ fn export() -> ExportImage {
 
 #[test]
 fn a_session_is_read_as_it_was_written() {
-    let image = Image::read(&written(&userptr(), &passed())).expect("what was just written");
+    let bytes = written(&userptr(), &passed());
+    assert_eq!(poll_handle(&bytes), Some(99));
+    let image = Image::read(&bytes).expect("what was just written");
     assert_eq!((image.opening.uid, image.opening.by), (1000, 6));
-    assert_eq!((image.poll_handle, image.next_number), (99, 6));
+    assert_eq!((image.next_number, image.last_ticket), (6, 300));
     assert_eq!(image.tokens, [(1000, [3; 16])]);
     assert_eq!(image.event, Some((22, vec![4; 136])));
     assert_eq!(image.reader.room, Some((5000, Some(42))));
@@ -219,6 +223,9 @@ fn a_queue_that_was_never_used_and_another_version() {
     assert!(image.output.passed.is_none() && Queue::new().is_empty());
     let mut other = bytes.clone();
     other[0] += 1;
-    assert!(matches!(Image::read(&other), Err(Lost::Version(2))));
+    assert!(matches!(Image::read(&other), Err(Lost::Version(3))));
+    assert_eq!(poll_handle(&other), Some(99), "the same in all versions");
+    other[0] = 0;
+    assert!(matches!(Image::read(&other), Err(Lost::Unwritten)));
     assert!(matches!(Image::read(&bytes[..40]), Err(Lost::Spoilt(_))));
 }
