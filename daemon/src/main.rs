@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use vidcompatd::cli::{self, Options};
+use vidcompatd::service::ServiceError;
 use vidcompatd::{confine, keeper, service};
 
 fn main() -> ExitCode {
@@ -34,7 +35,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("vidcompatd: {error}");
-            ExitCode::FAILURE
+            match error {
+                // EX_CONFIG of sysexits(3): it does not become right by trying again, which the unit knows.
+                ServiceError::Config(_) => ExitCode::from(78),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -40,6 +40,11 @@ impl Tickets {
         ticket.cast_signed()
     }
 
+    /// The last number.
+    pub fn last(&self) -> u32 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).last
+    }
+
     /// What was kept under `ticket`, once.
     pub fn take(&self, ticket: u32) -> Option<(OwnedFd, bool)> {
         let mut tickets = self.0.lock().unwrap_or_else(PoisonError::into_inner);

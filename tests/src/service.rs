@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use nix::sys::stat::{major, minor};
 
+use crate::client::run;
 use crate::daemon::Daemon;
+use crate::modules::again;
+use crate::setup::devices;
 use crate::sys::Pages;
 use crate::video::{Video, buf_flag};
 
@@ -76,12 +79,23 @@ pub fn works(path: &str) -> anyhow::Result<()> {
     frame().with_context(|| format!("{path} does not work"))
 }
 
-/// The device of vivid's with this number, as its driver calls it.
-fn device(at: u32) -> String {
-    format!("vivid.{at}")
+const DRIVER: &str = "/sys/bus/platform/drivers/vivid";
+
+/// As when the cameras are pulled out, whoever has them open: both, for they are one device of vivid's.
+pub fn unplug() -> anyhow::Result<()> {
+    Ok(fs::write(format!("{DRIVER}/unbind"), "vivid.0")?)
 }
 
-/// As when a camera is pulled out, whoever has it open.
-pub fn unplug(at: u32) -> anyhow::Result<()> {
-    Ok(fs::write("/sys/bus/platform/drivers/vivid/unbind", device(at))?)
+/// As when they are put in again.
+pub fn plug() -> anyhow::Result<()> {
+    Ok(fs::write(format!("{DRIVER}/bind"), "vivid.0")?)
+}
+
+/// The cameras of this device set, whatever the test before has made of them.
+pub fn cameras() -> anyhow::Result<()> {
+    run("vidcompatd", &["--give-back"], SOON)?;
+    match is_real("/dev/video0") && is_real("/dev/video1") {
+        true => Ok(()),
+        false => again("vivid").and_then(|()| devices()),
+    }
 }

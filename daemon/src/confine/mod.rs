@@ -1,4 +1,4 @@
-//! Giving up what root may and the daemon need not: capabilities, system calls, places in the file system.
+//! Giving up what root may and the daemon need not: capabilities and system calls.
 //!
 //! What is kept is two tables with reasons, [`capabilities::TABLE`] and [`syscalls::TABLE`], which
 //! `vidcompatd --confine-list` prints. Nothing here knows what the daemon does; the rest of the daemon does not know that
@@ -10,8 +10,8 @@
 //! **Landlock is not used, because it cannot be.** A process with Landlock rules may not access any process that has not
 //! the same rules, whatever its capabilities (security/landlock/task.c, `hook_ptrace_access_check`): process_vm_readv,
 //! /proc/PID/mem, maps, pagemap and pidfd_getfd of every client would be EPERM, and they are what the daemon lives from. No
-//! right of Landlock's lifts that. What a path may be opened for is said by the mount namespace instead: the unit's, or
-//! where there is none the daemon's own (`files`).
+//! right of Landlock's lifts that. What a path may be opened for is said by the unit instead (ProtectSystem,
+//! DeviceAllow).
 
 use std::fmt::Write;
 

@@ -72,11 +72,37 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// What the kernel asks on a new channel, which is good for nothing else then.
+    ///
+    /// # Errors
+    /// See [`InitError`].
+    pub fn of(channel: Arc<Channel>) -> Result<Self, InitError> {
+        let (_, minor) = asked(&channel)?;
+        Ok(Self { minor })
+    }
+
     /// Does it send unanswered requests again ([`Channel::resend`])? `FUSE_HAS_RESEND` came with 7.40, Linux 6.9.
     #[must_use]
     pub fn resends(self) -> bool {
         self.minor >= 40
     }
+}
+
+/// The kernel's CUSE_INIT: the request's number, and the minor version of the protocol.
+fn asked(channel: &Channel) -> Result<(u64, u32), InitError> {
+    let mut buffer = vec![0; READ_BUFFER];
+    let size = channel.read(&mut buffer).map_err(InitError::Read)?;
+    let message = &buffer[..size];
+    let (header, body) = fuse_in_header::read_from_prefix(message).unwrap_or_default();
+    let (init, _) = cuse_init_in::read_from_prefix(body).unwrap_or_default();
+    if header.opcode == CUSE_INIT && init.major == PROTOCOL_MAJOR {
+        return Ok((header.unique, init.minor));
+    }
+    Err(InitError::Protocol {
+        opcode: header.opcode,
+        major: init.major,
+        minor: init.minor,
+    })
 }
 
 /// Answers the kernel's CUSE_INIT: pieces of [`MAX_IO`] bytes.
@@ -90,18 +116,7 @@ pub fn initialize(channel: &Arc<Channel>, node: &NodeSpec) -> Result<Kernel, Ini
     if node.name.is_empty() || node.name.len() > 64 || node.name.contains(['\0', '=', '\n']) {
         return Err(InitError::Name(node.name.clone()));
     }
-    let mut buffer = vec![0; READ_BUFFER];
-    let size = channel.read(&mut buffer).map_err(InitError::Read)?;
-    let message = &buffer[..size];
-    let (header, body) = fuse_in_header::read_from_prefix(message).unwrap_or_default();
-    let (init, _) = cuse_init_in::read_from_prefix(body).unwrap_or_default();
-    if header.opcode != CUSE_INIT || init.major != PROTOCOL_MAJOR {
-        return Err(InitError::Protocol {
-            opcode: header.opcode,
-            major: init.major,
-            minor: init.minor,
-        });
-    }
+    let (unique, minor) = asked(channel)?;
     let reply = cuse_init_out {
         major: PROTOCOL_MAJOR,
         minor: PROTOCOL_MINOR,
@@ -121,7 +136,7 @@ pub fn initialize(channel: &Arc<Channel>, node: &NodeSpec) -> Result<Kernel, Ini
     let out = fuse_out_header {
         len: u32::try_from(len).unwrap_or(u32::MAX),
         error: 0,
-        unique: header.unique,
+        unique,
     };
     channel
         .write(&[
@@ -131,7 +146,7 @@ pub fn initialize(channel: &Arc<Channel>, node: &NodeSpec) -> Result<Kernel, Ini
         ])
         .map_err(InitError::Write)?;
     if channel.is_connected() {
-        return Ok(Kernel { minor: init.minor });
+        return Ok(Kernel { minor });
     }
     let NodeSpec {
         name, major, minor, ..

@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use nix::sys::stat::{major, minor};
 
@@ -15,6 +16,8 @@ use super::side_node::kind_and_number;
 
 /// Where the kernel lists V4L2 nodes.
 const CLASS: &str = "/sys/class/video4linux";
+/// udev is waited for no longer than this where it has written about the device number before the node was made.
+const UDEV: Duration = Duration::from_secs(5);
 
 /// A real node that the kernel has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,13 +61,32 @@ impl Found {
 
     /// Has udev done what it does about a new device: owner, mode, links? Until then its node is root's alone, and what is done
     /// to it now udev would undo or miss. udev writes its file about a device last of all, and a file older than the node is
-    /// about the device that had the number before. Without udev there is nothing to wait for.
+    /// about the device that had the number before. Without udev there is nothing to wait for, nor after [`UDEV`]: a node that we
+    /// had to make is younger than what udev has written.
     #[must_use]
     pub fn is_settled(&self) -> bool {
+        if !Path::new("/run/udev/control").exists() {
+            return true;
+        }
         let (major, minor) = self.number;
-        !Path::new("/run/udev/control").exists()
-            || Path::new(&format!("/run/udev/data/c{major}:{minor}")).exists()
+        let Ok(data) = fs::metadata(format!("/run/udev/data/c{major}:{minor}")) else {
+            return false;
+        };
+        // When it was made: every change of owner, mode or name counts as a change of the inode.
+        let made = self
+            .real()
+            .and_then(|real| fs::metadata(real).ok()?.created().ok());
+        match (made, data.modified()) {
+            (Some(made), Ok(written)) => is_about(written, made, SystemTime::now()),
+            _ => true,
+        }
     }
+}
+
+/// Is what udev has written then about a node that was made then?
+fn is_about(written: SystemTime, made: SystemTime, now: SystemTime) -> bool {
+    // A clock that was set back tells nothing.
+    written >= made || now.duration_since(made).is_ok_and(|age| age > UDEV)
 }
 
 /// The number of the character device at `path`; a link is none.
@@ -119,10 +141,20 @@ fn look_at(entry: &Path) -> Option<Found> {
 
 #[cfg(test)]
 mod tests {
-    use super::discover_in;
+    use super::{UDEV, discover_in, is_about};
     use std::fs;
     use std::os::unix::fs::symlink;
     use std::path::Path;
+    use std::time::{Duration, SystemTime};
+
+    #[test]
+    fn what_udev_has_written_before_the_node_was_made_is_about_another() {
+        let (made, moment) = (SystemTime::now(), Duration::from_millis(50));
+        let now = made + 2 * moment;
+        assert!(is_about(made, made, now) && is_about(made + moment, made, now));
+        assert!(!is_about(made - moment, made, now));
+        assert!(is_about(made - moment, made, made + UDEV + moment));
+    }
 
     #[test]
     fn nodes_are_found_in_order_and_sub_devices_and_programs_are_told_apart() {

@@ -1,7 +1,8 @@
 //! Takeover: ours has the name of the real node, which is aside in `/dev/vidcompat` meanwhile, and comes back whatever happens.
 //!
 //! The real node is renamed and not made anew, so it keeps its inode, and with it what others have attached to that: owner,
-//! mode, list, watches; and the kernel removes it when its device goes. Links such as those of `/dev/v4l/by-id` lead to the name,
+//! mode, list, watches. The kernel removes a node by its name in `/dev` when its device goes, and only one with that device's
+//! number (devtmpfs): not one that is aside, which we remove. Links such as those of `/dev/v4l/by-id` lead to the name,
 //! so to ours. What programs find by device number, in `/sys/class/video4linux` or in udev's database is still the real device:
 //! `/dev/video0` has another number than it, and who looks for its node by number finds none in `/dev`. (udev does the same
 //! before it changes a node's owner or mode: it leaves one with another number alone.)
@@ -11,8 +12,8 @@
 //!   one before has left: the next daemon, `vidcompatd --give-back`.
 //! - What there is to undo is seen from device numbers, which cannot be stale: the real one's is in sysfs, ours follows from the
 //!   name. So undoing twice does no harm, nor does it when a step of the doing was never done.
-//! - A device that goes takes its node along; where the kernel could not make the node of one that comes, because the name was
-//!   ours, it is made here. (That one the kernel does not remove when the device goes again: we do, as long as we run.)
+//! - Where the kernel could not make the node of a device that comes, because the name was ours, it is made here. (That one the
+//!   kernel does not remove when the device goes again, as it removes its own only: we do, as long as we run.)
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder};

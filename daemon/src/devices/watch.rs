@@ -16,6 +16,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
@@ -46,18 +47,28 @@ pub struct Watcher {
 struct Source {
     file: Arc<File>,
     ready: Watched,
+    /// It cannot be read any more.
+    is_deaf: AtomicBool,
 }
 
 impl Source {
     fn new(fd: OwnedFd) -> io::Result<Self> {
         let file = Arc::new(File::from(fd));
         let ready = register(Arc::clone(&file), EpollFlags::EPOLLIN)?;
-        Ok(Self { file, ready })
+        Ok(Self {
+            file,
+            ready,
+            is_deaf: AtomicBool::new(false),
+        })
+    }
+
+    fn hears(&self) -> bool {
+        !self.is_deaf.load(Ordering::Relaxed)
     }
 
     /// Waits until what can be read, all of which `is_news` reads, is news.
     async fn heard(source: Option<&Self>, is_news: impl Fn(&File) -> io::Result<bool>) {
-        let Some(Self { file, ready }) = source else {
+        let Some(Self { file, ready, .. }) = source.filter(|source| source.hears()) else {
             return pending().await;
         };
         loop {
@@ -66,7 +77,11 @@ impl Source {
                 Ok(false) => {}
                 Err(error) => {
                     tracing::warn!(%error, "changes of devices cannot be heard of any more; they are noticed a little later");
-                    return pending().await;
+                    if let Some(source) = source {
+                        source.is_deaf.store(true, Ordering::Relaxed);
+                    }
+                    // Something may have changed, and whoever listens is to look now and then from now on.
+                    return;
                 }
             }
         }
@@ -78,7 +93,7 @@ impl Watcher {
     ///
     /// Must be called in a tokio runtime.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         let told = |what: &'static str| {
             move |error: &io::Error| {
                 tracing::warn!(%error, "no {what}: changes are noticed a little later");
@@ -96,7 +111,7 @@ impl Watcher {
     /// Will it be told when devices come and go?
     #[must_use]
     pub fn hears(&self) -> bool {
-        self.uevents.is_some()
+        self.uevents.as_ref().is_some_and(Source::hears)
     }
 
     /// Watches who may open these nodes, and no others.
@@ -180,8 +195,10 @@ fn read_away(inotify: &File) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Watcher, concerns};
+    use super::{Source, Watcher, concerns};
     use std::fs::{self, Permissions};
+    use std::io;
+    use std::os::fd::OwnedFd;
     use std::os::unix::fs::PermissionsExt;
     use std::time::Duration;
 
@@ -199,10 +216,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_that_cannot_be_read_any_more_says_so_once_and_is_deaf() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("two ends");
+        drop(theirs);
+        let source = Source::new(OwnedFd::from(ours)).expect("a source");
+        assert!(source.hears());
+        let fails = |_: &_| Err(io::ErrorKind::ConnectionReset.into());
+        Source::heard(Some(&source), fails).await;
+        assert!(!source.hears());
+        let again = tokio::time::timeout(Duration::from_millis(50), Source::heard(Some(&source), fails));
+        assert!(again.await.is_err());
+    }
+
+    #[tokio::test]
     async fn a_changed_mode_is_heard_of_and_silence_is_silence() {
         let path = std::env::temp_dir().join(format!("vidcompat-watch-{}", std::process::id()));
         fs::write(&path, "").expect("a file");
-        let mut watcher = Watcher::new();
+        let mut watcher = Watcher::start();
         // Nobody's devices come and go because of this.
         watcher.uevents = None;
         watcher.watch([&*path].into_iter());

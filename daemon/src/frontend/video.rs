@@ -25,7 +25,7 @@ use crate::cuse::{
 };
 use crate::observe::model;
 use crate::session::{
-    Blocking, BoxedWaiter, CallId, Device, Opening, Piece, Requester, Session, Shelf, Waiter,
+    Blocking, BoxedWaiter, CallId, Device, Opening, Orphaned, Piece, Requester, Session, Shelf, Waiter,
 };
 use crate::survive::Inheritance;
 
@@ -37,6 +37,8 @@ pub struct VideoNode {
     next_fh: AtomicU64,
     /// Where files are kept that outlive us.
     shelf: Option<Shelf>,
+    /// Who sleeps in poll(2) on files that could not go on.
+    orphans: Mutex<Vec<u64>>,
 }
 
 struct Open {
@@ -65,17 +67,21 @@ impl VideoNode {
             device,
             shims,
             sessions: Mutex::default(),
-            next_fh: AtomicU64::new(1),
+            // Numbers that were used may come back in a RELEASE that is sent again, or stand in the store: those of other
+            // daemons are lower.
+            next_fh: AtomicU64::new(later_than_any_before()),
             shelf,
+            orphans: Mutex::default(),
         })
     }
 
     /// Goes on with the files that a daemon before us has had open, before anything is read from the channel. What cannot
     /// go on is left to be given up: its clients are told that the device is gone.
-    pub fn restore(&self, inheritance: &mut Inheritance) {
-        // Numbers that were used may come back in a RELEASE that is sent again: those of other daemons are lower.
-        self.next_fh.store(later_than_any_before(), Ordering::Relaxed);
-        let Some(shelf) = &self.shelf else { return };
+    /// `false`: it is not known who sleeps on one of them, so only the end of the node wakes them.
+    #[must_use]
+    pub fn restore(&self, inheritance: &mut Inheritance) -> bool {
+        let Some(shelf) = &self.shelf else { return true };
+        let mut all_known = true;
         let beginning = format!("record.{}.", shelf.node());
         let handles: Vec<u64> = inheritance
             .beginning(&beginning)
@@ -84,12 +90,21 @@ impl VideoNode {
         for fh in handles {
             match Session::restore(&self.device, shelf, fh, inheritance) {
                 Ok(session) => self.take_over(fh, session),
-                Err(lost) => tracing::warn!(
-                    device = %self.device.path().display(), file = fh,
-                    "an open file does not outlive the daemon before us ({lost}): its program is told that the device is gone"
-                ),
+                Err(Orphaned { why, sleeper }) => {
+                    tracing::warn!(
+                        device = %self.device.path().display(), file = fh,
+                        "an open file does not outlive the daemon before us ({why}): its program is told that the device is gone"
+                    );
+                    all_known &= sleeper.is_some();
+                    self.orphans().extend(sleeper.filter(|handle| *handle != 0));
+                }
             }
         }
+        all_known
+    }
+
+    fn orphans(&self) -> std::sync::MutexGuard<'_, Vec<u64>> {
+        self.orphans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take_over(&self, fh: u64, session: Arc<Session>) {
@@ -111,7 +126,8 @@ impl VideoNode {
             .values()
             .filter_map(|open| open.session.poll_handle())
             .collect();
-        for handle in handles {
+        let orphans = std::mem::take(&mut *self.orphans());
+        for handle in handles.into_iter().chain(orphans) {
             channel.notify_poll(handle);
         }
     }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 /// Deaths in a row before it was ready.
 const STILLBORN: u32 = 5;
-/// Deaths in a row right after it was ready: whatever kills it comes again with each resent request.
+/// Deaths in a row right after it was ready, for whatever kills it comes again with each resent request; or before, by
+/// somebody's SIGKILL, which says nothing of the daemon.
 const SHORT: u32 = 20;
 /// How soon that is.
 const RIGHT_AFTER: Duration = Duration::from_millis(50);
@@ -28,9 +29,10 @@ pub(super) struct Lives {
 }
 
 impl Lives {
-    /// It has died, this long after it was ready, if it ever was.
-    pub(super) fn died(&mut self, after_ready: Option<Duration>) -> Verdict {
+    /// It has died, this long after it was ready, if it ever was; of SIGKILL, if it `was_killed`.
+    pub(super) fn died(&mut self, after_ready: Option<Duration>, was_killed: bool) -> Verdict {
         match after_ready {
+            None if was_killed => self.short += 1,
             None => self.stillborn += 1,
             Some(lived) => {
                 self.stillborn = 0;
@@ -58,17 +60,17 @@ mod tests {
     fn one_that_never_gets_ready_is_given_up_after_pauses_that_grow() {
         let mut lives = Lives::default();
         let pauses = [0, 100, 200, 400].map(|pause| Verdict::Again(Duration::from_millis(pause)));
-        assert_eq!([(); 4].map(|()| lives.died(None)), pauses);
-        assert_eq!(lives.died(None), Verdict::GiveUp(5));
+        assert_eq!([(); 4].map(|()| lives.died(None, false)), pauses);
+        assert_eq!(lives.died(None, false), Verdict::GiveUp(5));
     }
 
     #[test]
     fn one_that_gets_ready_is_started_again_at_once_for_ever() {
         let mut lives = Lives::default();
         for _ in 0..1000 {
-            assert_eq!(lives.died(None), Verdict::Again(Duration::ZERO));
+            assert_eq!(lives.died(None, false), Verdict::Again(Duration::ZERO));
             let lived = Some(Duration::from_millis(60));
-            assert_eq!(lives.died(lived), Verdict::Again(Duration::ZERO));
+            assert_eq!(lives.died(lived, false), Verdict::Again(Duration::ZERO));
         }
     }
 
@@ -76,7 +78,16 @@ mod tests {
     fn one_that_dies_of_being_ready_is_given_up() {
         let mut lives = Lives::default();
         let soon = Some(Duration::from_millis(3));
-        let again = (0..).take_while(|_| lives.died(soon) == Verdict::Again(Duration::ZERO));
+        let again = (0..).take_while(|_| lives.died(soon, false) == Verdict::Again(Duration::ZERO));
         assert_eq!(again.count(), 19);
+    }
+
+    #[test]
+    fn one_that_somebody_kills_before_it_is_ready_has_more_patience() {
+        let mut lives = Lives::default();
+        let again = (0..).take_while(|_| lives.died(None, true) == Verdict::Again(Duration::ZERO));
+        assert_eq!(again.count(), 19);
+        lives.died(Some(Duration::from_secs(1)), true);
+        assert_eq!(lives.died(None, true), Verdict::Again(Duration::ZERO));
     }
 }

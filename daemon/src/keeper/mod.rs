@@ -146,7 +146,8 @@ impl Keeper {
             }
             self.missing.get_or_insert_with(Instant::now);
             let files = self.files.len();
-            match self.lives.died(ready.map(|since| since.elapsed())) {
+            let lived = ready.map(|since| since.elapsed());
+            match self.lives.died(lived, end == End::Signal(Signal::SIGKILL)) {
                 Verdict::Again(pause) => {
                     tracing::warn!(
                         files,

@@ -19,7 +19,7 @@ use crate::backend::kms::KmsError;
 use crate::claim::{Claim, Kind};
 use crate::cli::Options;
 use crate::config::{Config, FileError};
-use crate::cuse::{Channel, InitError};
+use crate::cuse::{Channel, InitError, Kernel};
 use crate::devices::{
     FbNode, FbNodeError, NodeError, SideNode, SideNodeError, TakeoverError, Watcher, give_back_all,
 };
@@ -129,18 +129,24 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
     // What is wrong is said before anything was changed.
     // What could not be undone was told.
     drop(give_back_all(&survival.nodes(), false));
+    // A device that has gone since the daemon before us began is none of the other devices' clients' business.
+    let is_heir = survival.is_heir();
     if config.strict {
-        let is_ours = |node: &str| survival.has_channel(node);
-        drop(SideNode::of_all(&options.devices, &is_ours)?);
-        drop(FbNode::of_all(&options.framebuffers, &is_ours)?);
+        match (all_there(options, &survival), is_heir) {
+            (Err(error), true) => tracing::warn!("{error}; the other devices go on"),
+            (outcome, _) => outcome?,
+        }
     }
-    drop(Channel::open(Path::new(CUSE)).map_err(ServiceError::Cuse)?);
+    let channel = Channel::open(Path::new(CUSE)).map_err(ServiceError::Cuse)?;
+    // Else the nodes end with us, and so does the socket: who asks is not to wait for a daemon that has none of its files.
+    let resends = survival.store().keeps() && Kernel::of(channel)?.resends();
     let (report_end, mut ended) = mpsc::unbounded_channel();
     // Before the first program can ask for it.
     let (shims, shim_socket) = shim_socket::make(
         config.shim_socket(),
         may_anything_adopt(&config),
         survival.store(),
+        resends,
         &mut survival.inheritance(),
     );
     let watchdog = Watchdog::default();
@@ -163,11 +169,11 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
         policy: Arc::clone(&making.options.policy),
         nodes: Nodes::new(making, Arc::clone(&shown)),
         // Before the first look: what comes after it is heard of.
-        watcher: Watcher::new(),
+        watcher: Watcher::start(),
         status: String::new(),
     };
     let first = service.look();
-    if let (true, Err(error)) = (service.config.strict, first) {
+    if let (true, Err(error)) = (service.config.strict && !is_heir, first) {
         end(service.nodes.into_served());
         return Err(error);
     }
@@ -193,7 +199,16 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
         drop(service.look());
     }
     notify(&[NotifyState::Stopping]);
-    end(leave_kept(service.nodes.into_served()));
+    let store = Arc::clone(service.nodes.store());
+    end(leave_kept(service.nodes.into_served(), &store));
+    Ok(())
+}
+
+/// Is everything there that the command line names?
+fn all_there(options: &Options, survival: &Survival) -> Result<(), ServiceError> {
+    let is_ours = |node: &str| survival.has_channel(node);
+    drop(SideNode::of_all(&options.devices, &is_ours)?);
+    drop(FbNode::of_all(&options.framebuffers, &is_ours)?);
     Ok(())
 }
 

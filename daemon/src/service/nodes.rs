@@ -2,8 +2,8 @@
 //! is not touched.
 //!
 //! A device that goes takes its node's name along at once, as the real one's goes; who has the node open keeps it and is
-//! answered what the driver says, until the last file is closed. Should a device with the same name come before that, the old
-//! node is ended first: CUSE knows no second device of a name.
+//! answered what the driver says, until the last file is closed. Should another device with the same name come before that, the
+//! old node is ended first: CUSE knows no second device of a name. One that is wanted again itself waits for its files.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -15,11 +15,15 @@ use super::plan::{Have, How, Key, Machine, Wanted, difference, wanted};
 use super::served::{Making, Served};
 use super::{ServiceError, end};
 use crate::config::{Config, Way};
-use crate::devices::{FbNode, Node, SideNode, carry, give_back_all};
+use crate::devices::{FbNode, Node, SideNode, carry, give_back_all, our_name};
+use crate::survive::Store;
 
 /// A node that ends by itself is made anew unless it has done so this many times within this time.
 const ENDS: usize = 3;
 const WITHIN: Duration = Duration::from_secs(60);
+
+/// Nodes from a daemon before us are kept this long where their devices do not answer at once; then whoever waits is told.
+const SILENCE: Duration = Duration::from_secs(20);
 
 /// See [`Nodes::pace`].
 const SOON: Duration = Duration::from_millis(100);
@@ -40,7 +44,7 @@ pub(super) struct Nodes {
     machine: Machine,
     entries: Vec<Entry>,
     /// Without a name: for those who have them open.
-    departed: Vec<Served>,
+    departed: Vec<Entry>,
     /// When a node of this name has ended by itself.
     ends: HashMap<String, Vec<Instant>>,
     /// What the operator has been told of a device that is not served: once.
@@ -49,6 +53,7 @@ pub(super) struct Nodes {
     silent: HashMap<String, String>,
     /// There is something to look after soon.
     restless: bool,
+    begun: Instant,
     shown: Arc<Observed>,
 }
 
@@ -63,6 +68,7 @@ impl Nodes {
             told: HashMap::new(),
             silent: HashMap::new(),
             restless: false,
+            begun: Instant::now(),
             shown,
         }
     }
@@ -77,7 +83,13 @@ impl Nodes {
         let difference = difference(&wanted, &self.have());
         let mut troubles = HashMap::new();
         let mut silent = HashMap::new();
+        let mut stay = Vec::new();
         for (found, why) in look.silent {
+            if self.begun.elapsed() < SILENCE {
+                // Of its nodes of ours, beside it or in its place, one may be there from a daemon before us.
+                stay.extend(our_name(&found));
+                stay.push(found.name().to_owned());
+            }
             silent.insert(found.path.display().to_string(), why);
         }
         self.take_out(&difference.hide, &difference.replace);
@@ -86,6 +98,11 @@ impl Nodes {
             let wanted = &wanted[*index];
             let name = name_of(wanted);
             if self.is_given_up(&name) {
+                continue;
+            }
+            if self.has_departed(&wanted.key) {
+                let why = "programs still have its node of before open: it has a node again when they have closed that";
+                troubles.insert(name, why.to_owned());
                 continue;
             }
             match self.make(wanted) {
@@ -107,9 +124,9 @@ impl Nodes {
         troubles.extend(seen.map(|(name, why)| (name.clone(), why.clone())));
         self.silent = silent;
         self.restless = new || look.unsettled > 0 || !difference.wait.is_empty();
-        if look.unsettled == 0 && !new && self.making.survival.give_up() {
+        if look.unsettled == 0 && !new && self.making.survival.give_up(&stay) {
             // Names that a daemon before us had taken, which are not to be ours any more; those that are have our lock.
-            drop(give_back_all(&[], false));
+            drop(give_back_all(&stay, false));
         }
         self.tell(troubles);
         self.carry_access();
@@ -140,7 +157,7 @@ impl Nodes {
                     files = entry.served.front.open_files(), "serving no more"
                 );
                 self.ends.remove(&entry.served.name);
-                self.departed.push(entry.served);
+                self.departed.push(entry);
             } else if replace.contains(&at) {
                 ending.push(entry.served);
             } else {
@@ -156,9 +173,15 @@ impl Nodes {
         let departed = std::mem::take(&mut self.departed);
         let (open, closed): (Vec<_>, Vec<_>) = departed
             .into_iter()
-            .partition(|served| served.front.open_files() > 0);
+            .partition(|entry| entry.served.front.open_files() > 0);
         self.departed = open;
-        end(closed);
+        end(closed.into_iter().map(|entry| entry.served).collect());
+    }
+
+    /// Is there a node without a name of what `key` is about, which somebody streams from?
+    fn has_departed(&self, key: &Key) -> bool {
+        let mut departed = self.departed.iter();
+        departed.any(|entry| entry.key.excludes(key) && entry.served.front.open_files() > 0)
     }
 
     fn make(&mut self, wanted: &Wanted) -> Result<Entry, ServiceError> {
@@ -176,6 +199,8 @@ impl Nodes {
                 let others: Vec<FbNode> = self
                     .entries
                     .iter()
+                    // Their numbers are taken, although nobody finds them.
+                    .chain(&self.departed)
                     .filter_map(|entry| entry.framebuffer.clone())
                     .collect();
                 let is_ours = |node: &str| self.making.survival.has_channel(node);
@@ -207,15 +232,15 @@ impl Nodes {
         let departed = std::mem::take(&mut self.departed);
         let (same, others): (Vec<_>, Vec<_>) = departed
             .into_iter()
-            .partition(|served| served.node.is_in_the_way_of(node));
+            .partition(|entry| entry.served.node.is_in_the_way_of(node));
         self.departed = others;
-        for served in &same {
+        for Entry { served, .. } in &same {
             tracing::warn!(
                 node = %node.path().display(), files = served.front.open_files(),
                 "another device has come with this name: the files that are still open of the one before are ended"
             );
         }
-        end(same);
+        end(same.into_iter().map(|entry| entry.served).collect());
     }
 
     /// Says what is wrong with devices, of each the same thing once.
@@ -262,9 +287,9 @@ impl Nodes {
     pub(super) fn ended(&mut self, id: u64) {
         // Of those without a name it was asked for, or they end with their device.
         let departed = std::mem::take(&mut self.departed);
-        let (ended, others): (Vec<_>, Vec<_>) = departed.into_iter().partition(|served| served.id == id);
+        let (ended, others): (Vec<_>, Vec<_>) = departed.into_iter().partition(|entry| entry.served.id == id);
         self.departed = others;
-        end(ended);
+        end(ended.into_iter().map(|entry| entry.served).collect());
         let Some(at) = self.entries.iter().position(|entry| entry.served.id == id) else {
             return;
         };
@@ -297,12 +322,12 @@ impl Nodes {
         self.told.clear();
     }
 
-    /// When it is to be looked again although nothing was heard: soon where udev is about a device or a node waits for its
-    /// last file.
+    /// When it is to be looked again although nothing was heard: soon where udev is about a device or a node is to be made
+    /// anew after its last file, and now and then where one that is wanted no more waits for its last.
     pub(super) fn pace(&self) -> Duration {
-        match self.restless || !self.departed.is_empty() {
+        match self.restless {
             true => SOON,
-            false if !self.told.is_empty() => AGAIN,
+            false if !self.told.is_empty() || !self.departed.is_empty() => AGAIN,
             false => IDLE,
         }
     }
@@ -311,7 +336,7 @@ impl Nodes {
     pub(super) fn status(&self) -> String {
         let served = self.entries.iter().map(|entry| &entry.served);
         let files: usize = served
-            .chain(&self.departed)
+            .chain(self.departed.iter().map(|entry| &entry.served))
             .map(|served| served.front.open_files())
             .sum();
         let devices = self.entries.len();
@@ -330,10 +355,15 @@ impl Nodes {
         text
     }
 
+    /// Where what outlives us is.
+    pub(super) fn store(&self) -> &Arc<Store> {
+        self.making.survival.store()
+    }
+
     /// All of them, to be ended.
     pub(super) fn into_served(self) -> Vec<Served> {
-        let served = self.entries.into_iter().map(|entry| entry.served);
-        served.chain(self.departed).collect()
+        let entries = self.entries.into_iter().chain(self.departed);
+        entries.map(|entry| entry.served).collect()
     }
 }
 

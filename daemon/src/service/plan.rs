@@ -95,6 +95,18 @@ pub(super) enum Key {
     Framebuffer(FbSource),
 }
 
+impl Key {
+    /// Can there not be both? A graphics card shows one.
+    pub(super) fn excludes(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Framebuffer(one), Self::Framebuffer(other)) if one.card().is_some() => {
+                one.card() == other.card()
+            }
+            _ => self == other,
+        }
+    }
+}
+
 /// How it is served: where this differs, the node must be made anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct How {
@@ -256,6 +268,15 @@ mod tests {
             (closed.replace, closed.make, closed.hide),
             (vec![0], vec![0], vec![])
         );
+    }
+
+    #[test]
+    fn a_card_shows_one_framebuffer_of_whatever_size() {
+        let card = key("kms:/dev/dri/card0");
+        assert!(card.excludes(&key("kms:/dev/dri/card0,depth=16")));
+        assert!(!card.excludes(&key("kms:/dev/dri/card1")) && !card.excludes(&key("memory:8x8x8")));
+        let memory = key("memory:8x8x8");
+        assert!(memory.excludes(&key("memory:8x8x8")) && !memory.excludes(&key("memory:9x8x8")));
     }
 
     #[test]

@@ -7,8 +7,12 @@ use crate::cuse::{Channel, Kernel};
 use crate::survive::{Inheritance, Kept, Store};
 
 /// At an end that was asked for, what is in the store stays there as it is, open files and unanswered requests with it, for
-/// the next daemon; where there will be none, whoever keeps it ends it. The rest comes back, to be ended.
-pub(super) fn leave_kept(served: Vec<Served>) -> Vec<Served> {
+/// the next daemon; where there will be none, whoever keeps it ends it. The rest comes back, to be ended; all of it where
+/// whoever kept it has ended.
+pub(super) fn leave_kept(served: Vec<Served>, store: &Store) -> Vec<Served> {
+    if !store.still_keeps() {
+        return served;
+    }
     let (kept, ends): (Vec<_>, Vec<_>) = served.into_iter().partition(|served| served.kept.is_some());
     std::mem::forget(kept);
     ends
@@ -41,6 +45,11 @@ impl Survival {
 
     pub(super) fn inheritance(&self) -> MutexGuard<'_, Inheritance> {
         self.inheritance.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Is there a node of a daemon before us that goes on?
+    pub(super) fn is_heir(&self) -> bool {
+        !self.nodes().is_empty()
     }
 
     /// Is there a channel of the node of ours that is called `node`? Then the node is there, and it is ours.
@@ -81,13 +90,35 @@ impl Survival {
     pub(super) fn nodes(&self) -> Vec<String> {
         let inheritance = self.inheritance();
         let names = inheritance.of_kind("channel");
-        names.filter_map(|name| Some(name.split_once('.')?.1.to_owned())).collect()
+        names
+            .filter_map(|name| Some(name.split_once('.')?.1.to_owned()))
+            .collect()
     }
 
-    /// What nobody has taken so far nobody needs. `true`: there was a node among it, which has ended.
-    pub(super) fn give_up(&self) -> bool {
-        let ended = !self.nodes().is_empty();
-        std::mem::take(&mut *self.inheritance()).give_up(&self.store);
+    /// What else a daemon before us has left of `node`.
+    pub(super) fn of_node(&self, node: &str) -> Inheritance {
+        self.inheritance().split_off(node)
+    }
+
+    /// What nobody has taken so far nobody needs, but for what belongs to the nodes in `stay`. `true`: there was a node among
+    /// it, which has ended.
+    pub(super) fn give_up(&self, stay: &[String]) -> bool {
+        let ended = self.nodes().iter().any(|node| !stay.contains(node));
+        let mut inheritance = self.inheritance();
+        let stays = |name: &&str| {
+            let node = name.split('.').nth(1);
+            node.is_some_and(|node| stay.iter().any(|stays| stays == node))
+        };
+        let names: Vec<String> = inheritance
+            .beginning("")
+            .filter(stays)
+            .map(str::to_owned)
+            .collect();
+        let kept: Inheritance = names
+            .into_iter()
+            .filter_map(|name| inheritance.remove(&name).map(|file| (name, file)))
+            .collect();
+        std::mem::replace(&mut *inheritance, kept).give_up(&self.store);
         ended
     }
 }

@@ -21,7 +21,7 @@ use crate::frontend::shim::Shims;
 use crate::frontend::video::VideoNode;
 use crate::observe::model;
 use crate::session::{Device, DeviceOptions, Shelf};
-use crate::survive::Kept;
+use crate::survive::{Inheritance, Kept, Store};
 
 /// Idle threads that serve ready devices end after this.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
@@ -138,12 +138,14 @@ impl Making {
         let (handle, waiting) = device_runtime().map_err(ServiceError::System)?;
         let real = side.real().to_owned();
         let device = Device::new(real.clone(), options, handle.clone()).map_err(ServiceError::System)?;
+        let mut left = self.survival.of_node(node_name);
+        if !was_inherited {
+            std::mem::take(&mut left).give_up(self.survival.store());
+        }
         let front = VideoNode::new(device, Arc::clone(&self.shims), shelf);
         let name = real.display().to_string();
         self.watchdog.add(&name, side.node(), &channel, Some(&handle));
-        if was_inherited {
-            resume(&front, &channel, &self.survival);
-        }
+        let goes_on = !was_inherited || resume(&front, &channel, left, self.survival.store());
         let (id, server) = self.serve(channel, Arc::clone(&front), &name)?;
         let served = Served {
             id,
@@ -156,6 +158,10 @@ impl Making {
             kept,
             _waiting: Some(waiting),
         };
+        // It is made anew when the end is reported.
+        if !goes_on && let Err(error) = served.node.abort() {
+            tracing::error!(device = served.name, %error, "who waits for a lost file waits for the end of the node");
+        }
         // Who may open it is settled already, and may have been changed since.
         if was_inherited {
             Ok(served)
@@ -184,11 +190,15 @@ impl Making {
         let shelf = kept
             .as_ref()
             .map(|_| fb::Shelf::new(self.survival.store(), node_name));
+        let mut left = self.survival.of_node(node_name);
         let front = fb::FbNode::new(framebuffer, Arc::clone(&self.shims), shelf);
         let name = source.name();
         self.watchdog.add(&name, &node, &channel, None);
         if was_inherited {
-            front.restore(&mut self.survival.inheritance());
+            front.restore(&mut left);
+        }
+        left.give_up(self.survival.store());
+        if was_inherited {
             ask_again(&channel);
         }
         let (id, server) = self.serve(channel, Arc::clone(&front), &name)?;
@@ -237,11 +247,14 @@ fn open(node: &Node) -> Result<(Arc<Channel>, Kernel), ServiceError> {
     Ok((channel, kernel))
 }
 
-/// Goes on where a daemon before us was ended: its files first, then the requests that it has not answered.
-fn resume(front: &VideoNode, channel: &Arc<Channel>, survival: &Survival) {
-    front.restore(&mut survival.inheritance());
+/// Goes on where a daemon before us was ended: its files first, then the requests that it has not answered. `false`: there may
+/// be somebody whom only the end of the node wakes.
+fn resume(front: &VideoNode, channel: &Arc<Channel>, mut left: Inheritance, store: &Arc<Store>) -> bool {
+    let goes_on = front.restore(&mut left);
+    left.give_up(store);
     ask_again(channel);
     front.wake_pollers(channel);
+    goes_on
 }
 
 fn ask_again(channel: &Channel) {

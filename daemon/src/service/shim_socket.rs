@@ -25,13 +25,14 @@ pub(super) fn make(
     path: Option<&Path>,
     may_adopt: bool,
     store: &Arc<Store>,
+    outlives_us: bool,
     inheritance: &mut Inheritance,
 ) -> (Arc<Shims>, Option<ShimSocket>) {
     let without = || (Shims::new(None, may_adopt), None);
     let Some(path) = path else {
         return without();
     };
-    match claim(path, store, inheritance) {
+    match claim(path, store, outlives_us, inheritance) {
         Ok(claim) => {
             let shims = Shims::new(Some(path.to_owned()), may_adopt);
             let socket = ShimSocket {
@@ -50,7 +51,12 @@ pub(super) fn make(
     }
 }
 
-fn claim(path: &Path, store: &Arc<Store>, inheritance: &mut Inheritance) -> Result<Claim, ClaimError> {
+fn claim(
+    path: &Path,
+    store: &Arc<Store>,
+    outlives_us: bool,
+    inheritance: &mut Inheritance,
+) -> Result<Claim, ClaimError> {
     if let Some(listener) = inheritance.remove(NAME) {
         let kept = store.kept(NAME);
         if let Some(claim) = Claim::again(path, Kind::Shim, listener) {
@@ -60,7 +66,7 @@ fn claim(path: &Path, store: &Arc<Store>, inheritance: &mut Inheritance) -> Resu
         tracing::debug!("the shim's socket of the daemon before is of no use any more");
     }
     let mut claim = Claim::new(path, Kind::Shim)?;
-    if store.keeps() {
+    if outlives_us {
         match store.put(NAME, &claim) {
             Ok(kept) => {
                 kept.leave();

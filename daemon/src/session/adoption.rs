@@ -61,6 +61,9 @@ pub(super) struct Lent {
     pub(super) plane: usize,
     /// `None`: reported as done.
     pub(super) offered: Option<Instant>,
+    /// The client was told to give it back. Until then another report that it was taken is the first one, sent again to a
+    /// daemon after the one that has heard it.
+    pub(super) asked_back: bool,
 }
 
 impl Lent {
@@ -158,6 +161,35 @@ impl Adoption {
         self.pending.extend(wishes);
         while self.pending.len() > MOST_PENDING {
             self.pending.pop_front();
+        }
+    }
+
+    /// What came of a move of process `pid`.
+    fn moved(&mut self, pid: i32, client_addr: u64, length: u64, outcome: Outcome) {
+        let same = |lent: &Lent| (lent.pid, lent.client_addr, lent.length) == (pid, client_addr, length);
+        let Some(at) = self.lent.iter().position(same) else {
+            return;
+        };
+        match (self.lent[at].offered, outcome) {
+            (Some(_), Outcome::Done) => {
+                self.lent[at].offered = None;
+                self.adopted += 1;
+            }
+            (Some(_), refused) => {
+                let lent = self.lent.swap_remove(at);
+                let claim = Claim {
+                    client: lent.client,
+                    client_addr,
+                    length: 0,
+                };
+                self.decline(&claim, refused.text());
+            }
+            // Given back, or gone; where the shim could not, it stays lent.
+            (None, Outcome::Done) if !self.lent[at].asked_back => {}
+            (None, Outcome::Done | Outcome::Gone) => {
+                self.lent.swap_remove(at);
+            }
+            (None, _) => {}
         }
     }
 
@@ -380,31 +412,7 @@ impl Session {
     pub fn moved(&self, pid: i32, client_addr: u64, length: u64, outcome: Outcome) {
         let mut state = self.lock();
         for queue in state.queues.each_mut() {
-            let adoption = &mut queue.adoption;
-            let same = |lent: &Lent| (lent.pid, lent.client_addr, lent.length) == (pid, client_addr, length);
-            let Some(at) = adoption.lent.iter().position(same) else {
-                continue;
-            };
-            match (adoption.lent[at].offered, outcome) {
-                (Some(_), Outcome::Done) => {
-                    adoption.lent[at].offered = None;
-                    adoption.adopted += 1;
-                }
-                (Some(_), refused) => {
-                    let lent = adoption.lent.swap_remove(at);
-                    let claim = Claim {
-                        client: lent.client,
-                        client_addr,
-                        length: 0,
-                    };
-                    adoption.decline(&claim, refused.text());
-                }
-                // Given back, or gone; where the shim could not, it stays lent.
-                (None, Outcome::Done | Outcome::Gone) => {
-                    adoption.lent.swap_remove(at);
-                }
-                (None, _) => {}
-            }
+            queue.adoption.moved(pid, client_addr, length, outcome);
         }
         self.commit(&state);
     }
@@ -427,6 +435,10 @@ fn next_of(queue: &mut QueueState, pid: i32) -> Option<(Move, Option<OwnedFd>)> 
             .position(|pending| pending.pid == pid)?;
         match queue.adoption.pending.remove(at)?.what {
             Wish::GiveBack { client_addr, length } => {
+                let lent = queue.adoption.lent.iter_mut();
+                for lent in lent.filter(|lent| (lent.pid, lent.client_addr) == (pid, client_addr)) {
+                    lent.asked_back = true;
+                }
                 return Some((Move::GiveBack { client_addr, length }, None));
             }
             Wish::Adopt { index, plane, claim } => {
@@ -449,6 +461,7 @@ fn next_of(queue: &mut QueueState, pid: i32) -> Option<(Move, Option<OwnedFd>)> 
                     buffers: Arc::clone(&buffers),
                     plane,
                     offered: Some(Instant::now()),
+                    asked_back: false,
                 };
                 let (client_addr, length) = (lent.client_addr, lent.length);
                 queue.adoption.lent.push(lent);

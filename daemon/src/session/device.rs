@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -59,6 +60,8 @@ pub struct Device {
     importer: OnceLock<Option<Importer>>,
     refuses_heap: AtomicBool,
     complained: Mutex<Option<Instant>>,
+    /// When a file was closed last of which whoever keeps our files may still have one.
+    left: Mutex<Option<Instant>>,
     /// Counts opens and closes of our node.
     generation: AtomicU64,
     /// Of all its sessions: what was captured, and what was put out.
@@ -67,6 +70,9 @@ pub struct Device {
 
 /// Complaints about single calls of clients: one in this time, or a client could flood the log.
 const COMPLAINTS: Duration = Duration::from_secs(10);
+
+/// How long whoever keeps our files may take to close one.
+const LEAVING: Duration = Duration::from_millis(500);
 
 impl Device {
     /// The node at `path`; its sessions wait for the device on `runtime`.
@@ -85,6 +91,7 @@ impl Device {
             importer: OnceLock::new(),
             refuses_heap: AtomicBool::new(false),
             complained: Mutex::default(),
+            left: Mutex::default(),
             generation: AtomicU64::new(0),
             totals: <[Arc<Counters>; 2]>::default(),
         }))
@@ -122,6 +129,28 @@ impl Device {
     /// A file of our node was opened or closed.
     pub(super) fn files_changed(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A file is closed that whoever keeps our files closes a little later.
+    pub(super) fn leaves(&self) {
+        *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Does `call`, again for as long as the driver says `busy` and a file that is closed may be what it means.
+    pub(super) fn unless_leaving<T, E>(
+        &self,
+        busy: impl Fn(&E) -> bool,
+        mut call: impl FnMut() -> Result<T, E>,
+    ) -> Result<T, E> {
+        loop {
+            let left = *self.left.lock().unwrap_or_else(PoisonError::into_inner);
+            match call() {
+                Err(error) if busy(&error) && left.is_some_and(|left| left.elapsed() < LEAVING) => {
+                    thread::sleep(Duration::from_millis(2));
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Changes with each open and close.

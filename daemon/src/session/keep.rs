@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::ledger::UnderWay;
-use super::record::{Opening, View};
+use super::record::{Opening, UNWRITTEN, View};
 use super::{Session, State};
 use crate::memory::BounceBuffer;
 use crate::survive::{Kept, Record, RecordError, Store};
@@ -155,20 +155,28 @@ impl Session {
             refuses_heap: self.device.refuses_heap(),
             tickets: &state.tickets,
             exports: &state.exports,
+            last_ticket: self.exported.last(),
         };
         let committed = keeping.record.commit(|bytes| {
             postcard::to_extend(&view, bytes).unwrap_or_else(|error| {
-                tracing::error!(%error, "a session cannot be written down: it would not outlive this daemon");
+                tracing::debug!(%error, "a session is not written down");
                 Vec::new()
             })
         });
-        if let Err(error) = committed
-            && self.device.may_complain()
-        {
-            tracing::error!(
-                device = %self.device.path().display(), %error,
-                "a session cannot be written down: it would not outlive this daemon"
-            );
+        if let Err(error) = committed {
+            if self.device.may_complain() {
+                tracing::error!(
+                    device = %self.device.path().display(), %error,
+                    "a session cannot be written down: it would not outlive this daemon"
+                );
+            }
+            // Who sleeps is told then all the same.
+            let told = keeping.record.commit(|bytes| {
+                postcard::to_extend(&(UNWRITTEN, state.poll_handle), bytes).unwrap_or_default()
+            });
+            if let Err(error) = told {
+                tracing::debug!(%error, "not even whom to tell");
+            }
         }
     }
 

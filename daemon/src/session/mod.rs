@@ -66,6 +66,7 @@ pub use keep::Shelf;
 pub use ledger::CallId;
 pub use read::Piece;
 pub use record::{Lost, Opening};
+pub use restore::Orphaned;
 
 /// Somebody whose call may have to wait, for bytes or for a count of bytes.
 pub trait Waiter<T: ?Sized = [u8]>: Send {
@@ -159,7 +160,9 @@ impl Session {
         shelf: Option<&Shelf>,
     ) -> Result<Arc<Self>, Errno> {
         let flags = opening.flags;
-        let node = RealNode::open(device.path(), flags)
+        let is_busy = |error: &std::io::Error| error.raw_os_error() == Some(libc::EBUSY);
+        let node = device
+            .unless_leaving(is_busy, || RealNode::open(device.path(), flags))
             .and_then(|node| device.is_still(node))
             .map_err(|error| {
                 // The real node is gone while ours still stands: to the client that is a device without a driver.
@@ -185,7 +188,7 @@ impl Session {
             writer: FrameWriter::counted(&device.totals()[1]),
             ..State::default()
         };
-        let session = Self::with(device, node, opening, keeping, Clients::default(), state);
+        let session = Self::with(device, node, opening, keeping, Clients::default(), state, 0);
         session.commit_now();
         Ok(session)
     }
@@ -197,10 +200,10 @@ impl Session {
         keeping: Option<Keeping>,
         clients: Clients,
         state: State,
+        last_ticket: u32,
     ) -> Arc<Self> {
         device.files_changed();
         let descriptor = node.descriptor();
-        let last_ticket = state.tickets.last().map_or(0, |(ticket, _)| *ticket);
         let session = Arc::new(Self {
             device: Arc::clone(device),
             node,
@@ -246,10 +249,22 @@ impl Session {
 
     /// The file is closed. No daemon after us finds it, and only then is anything let go of.
     fn forget(self) {
-        let Self { keeping, .. } = self;
-        if let Some(keeping) = keeping {
-            keeping.end();
+        let Self {
+            device,
+            node,
+            state,
+            keeping,
+            ..
+        } = self;
+        let Some(keeping) = keeping else { return };
+        let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        keeping.end();
+        // Whoever keeps our files closes its own of the node when it likes: until then the driver thinks it open. Its queues
+        // end here, so that the next file may have them.
+        for queue in state.queues.each() {
+            queue.let_go(&node, device.is_no_vb2(queue.core.buf_type()));
         }
+        device.leaves();
     }
 
     /// The node goes away: whoever waits is answered as when a device is unplugged.

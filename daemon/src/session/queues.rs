@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use vidcompat_proto::abi::v4l2::{V4l2RemoveBuffers, buf_type};
+use vidcompat_proto::ioctl::QueueOp;
 use vidcompat_proto::queue::{Backing, Queue};
 
 use super::adoption::Adoption;
@@ -13,7 +14,9 @@ use super::dequeue::Dequeuer;
 use super::ledger::Ledger;
 use super::passed::Passed;
 use super::proof::Proven;
+use super::reconcile::free_all;
 use super::serve::Way;
+use crate::backend::v4l2::RealNode;
 use crate::client::Client;
 use crate::memory::{BounceBuffer, Provider};
 use crate::resolve::{Access, Importer};
@@ -98,6 +101,19 @@ impl QueueState {
         self.proven = Arc::default();
         self.recent.clear();
         self.adoption = Adoption::default();
+    }
+
+    /// What the close of the file would do at the device. One that is `no_vb2` may have buffers that are not only this file's.
+    pub(super) fn let_go(&self, node: &RealNode, no_vb2: bool) {
+        if self.core.is_empty() && self.passed.is_none() {
+            return;
+        }
+        let buf_type = self.core.buf_type();
+        // One that is gone has let go already.
+        let _ = node.stream(QueueOp::Streamoff, buf_type);
+        if !no_vb2 {
+            free_all(node, buf_type);
+        }
     }
 
     /// The device has taken a buffer that is served so.

@@ -43,12 +43,8 @@ pub(super) fn reconcile(
 ) -> Result<Reconciled, Lost> {
     let buf_type = queue.core.buf_type();
     match under_way {
-        Some(UnderWay::Streamoff) => {
-            // Once more is once: whoever called it is not answered yet.
-            if node.stream(QueueOp::Streamoff, buf_type).is_ok() {
-                queue.streamoff();
-            }
-        }
+        // Once more is once: whoever called it is not answered yet.
+        Some(UnderWay::Streamoff) if node.stream(QueueOp::Streamoff, buf_type).is_ok() => queue.streamoff(),
         Some(UnderWay::Creating { buf_type }) => discard_new(node, queue, buf_type),
         Some(UnderWay::Removing { by, first, count }) if query(node, buf_type, first).is_err() => {
             let removed = V4l2RemoveBuffers {
@@ -171,7 +167,8 @@ fn discard_new(node: &RealNode, queue: &QueueState, buf_type: u32) {
     }
 }
 
-fn free_all(node: &RealNode, buf_type: u32) {
+/// Frees every buffer of the device's queue.
+pub(super) fn free_all(node: &RealNode, buf_type: u32) {
     for memory in [memory::MMAP, memory::DMABUF] {
         let mut nothing = V4l2RequestBuffers {
             buf_type,

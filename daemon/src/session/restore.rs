@@ -14,12 +14,12 @@ use super::adoption::{Adoption, Lent};
 use super::counters::Counters;
 use super::device::Device;
 use super::keep::{Keeping, Shelf};
-use super::ledger::{Entry, Ledger};
+use super::ledger::{Entry, Ledger, UnderWay};
 use super::passed::{Imported, Passed, Plane};
 use super::queues::{QueueState, Queues, Slot, cpu_use};
 use super::read::FrameReader;
 use super::reconcile::{Reconciled, reconcile};
-use super::record::{Image, Lost, PlaneImage, QueueImage, SlotImage};
+use super::record::{Image, Lost, PlaneImage, QueueImage, SlotImage, poll_handle};
 use super::serve::Way;
 use super::write::FrameWriter;
 use super::{Session, State};
@@ -28,6 +28,15 @@ use crate::client::{Client, Clients};
 use crate::memory::BounceBuffer;
 use crate::survive::{Inheritance, Record};
 use crate::sys::Mapping;
+
+/// A file that does not go on.
+#[derive(Debug)]
+pub struct Orphaned {
+    /// Why.
+    pub why: Lost,
+    /// Who sleeps in poll(2) on it, if anybody does (0: nobody) and is to be told to look again. `None`: that is not known.
+    pub sleeper: Option<u64>,
+}
 
 /// What a session is put together from.
 struct Restoring<'a> {
@@ -50,6 +59,17 @@ impl Session {
         shelf: &Shelf,
         fh: u64,
         inheritance: &mut Inheritance,
+    ) -> Result<Arc<Self>, Orphaned> {
+        let mut sleeper = None;
+        Self::go_on(device, shelf, fh, inheritance, &mut sleeper).map_err(|why| Orphaned { why, sleeper })
+    }
+
+    fn go_on(
+        device: &Arc<Device>,
+        shelf: &Shelf,
+        fh: u64,
+        inheritance: &mut Inheritance,
+        sleeper: &mut Option<u64>,
     ) -> Result<Arc<Self>, Lost> {
         let name = shelf.name("record", fh);
         let file = inheritance
@@ -57,7 +77,10 @@ impl Session {
             .ok_or_else(|| Lost::Missing(name.clone()))?;
         let read = Record::open(file)
             .map_err(|error| Lost::Spoilt(error.to_string()))
-            .and_then(|(record, bytes)| Ok((record, Image::read(&bytes)?)));
+            .and_then(|(record, bytes)| {
+                *sleeper = poll_handle(&bytes);
+                Ok((record, Image::read(&bytes)?))
+            });
         let (record, image) = match read {
             Ok(read) => read,
             Err(lost) => {
@@ -65,7 +88,7 @@ impl Session {
                 return Err(lost);
             }
         };
-        let keeping = Keeping::again(shelf, fh, record, image.next_number);
+        let keeping = Keeping::again(shelf, fh, record, next_number(shelf, fh, &image, inheritance));
         let name = shelf.name("device", fh);
         let file = inheritance.remove(&name).ok_or(Lost::Missing(name))?;
         let gone = |error: std::io::Error| Lost::Device(error.to_string());
@@ -90,14 +113,22 @@ impl Session {
             queues: Queues { capture, output },
             frames,
             writer: FrameWriter::again(&image.writer, put_out),
-            poll_handle: image.poll_handle,
+            poll_handle: sleeper.unwrap_or_default(),
             tokens: image.tokens,
             last_event: image.event,
             tickets: image.tickets,
             exports: image.exports,
             ..State::default()
         };
-        let session = Self::with(device, node, image.opening, Some(keeping), clients, state);
+        let session = Self::with(
+            device,
+            node,
+            image.opening,
+            Some(keeping),
+            clients,
+            state,
+            image.last_ticket,
+        );
         session.know_all_again();
         for (queue, image) in [(first, &image.capture), (second, &image.output)] {
             if queue == Reconciled::Rebuild {
@@ -143,6 +174,16 @@ impl Session {
         queue.importer = importer;
         again.map_err(|errno| lost(errno.to_string()))
     }
+}
+
+/// Behind every number that is in the store: buffers are put there before the record tells of them.
+fn next_number(shelf: &Shelf, fh: u64, image: &Image, inheritance: &Inheritance) -> u64 {
+    let beginning = format!("{}.", shelf.name("buffer", fh));
+    let used = inheritance
+        .beginning(&beginning)
+        .filter_map(|name| name.strip_prefix(&beginning)?.parse::<u64>().ok());
+    used.map(|number| number.saturating_add(1))
+        .fold(image.next_number, u64::max)
 }
 
 /// The processes that are still there.
@@ -202,8 +243,16 @@ impl Restoring<'_> {
                 .filter(|slot| queue.core.has(slot.index))
                 .collect();
             for slot in known {
-                let again = self.slot(slot, buf_type)?;
-                queue.slots.insert(slot.index, again);
+                match self.slot(slot, buf_type) {
+                    Ok(again) => drop(queue.slots.insert(slot.index, again)),
+                    // It was freed already, and more may have been made in its place: the call comes again and makes all
+                    // of it anew.
+                    Err(Lost::Missing(_)) if image.under_way == Some(UnderWay::Remaking) => {
+                        queue.forget_buffers();
+                        break;
+                    }
+                    Err(lost) => return Err(lost),
+                }
             }
         }
         let lent = image.lent.iter().filter_map(|lent| {
@@ -218,6 +267,7 @@ impl Restoring<'_> {
                     .filter(|plane| *plane < planes.len())?,
                 buffers: planes,
                 offered: lent.is_offered.then(Instant::now),
+                asked_back: lent.asked_back,
             })
         });
         queue.adoption = Adoption::again(lent.collect());

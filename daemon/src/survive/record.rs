@@ -38,6 +38,9 @@ pub enum RecordError {
     /// More than a slot holds.
     #[error("{0} bytes are more than a record holds")]
     TooLarge(usize),
+    /// Whoever was to write has written nothing.
+    #[error("there is nothing to write")]
+    Nothing,
 }
 
 /// See the module.
@@ -82,7 +85,7 @@ impl Record {
     /// From now on `fill` says what the next process reads. It appends to the vector that it is given.
     ///
     /// # Errors
-    /// See [`RecordError`]; what was committed before still counts.
+    /// See [`RecordError`]; what was committed before is no longer true, and is not read any more either.
     pub fn commit(&self, fill: impl FnOnce(Vec<u8>) -> Vec<u8>) -> Result<(), RecordError> {
         const HEADER: usize = size_of::<Header>();
         let mut state = self
@@ -94,8 +97,12 @@ impl Record {
         bytes.resize(HEADER, 0);
         let mut bytes = fill(bytes);
         let turn = state.0 + 1;
-        let length = bytes.len().saturating_sub(HEADER);
+        let Some(length) = bytes.len().checked_sub(HEADER) else {
+            self.spoil()?;
+            return Err(RecordError::Nothing);
+        };
         if bytes.len() as u64 > SLOT {
+            self.spoil()?;
             return Err(RecordError::TooLarge(length));
         }
         let header = Header {
@@ -107,8 +114,21 @@ impl Record {
         bytes[..HEADER].copy_from_slice(header.as_bytes());
         let outcome = self.file.write_all_at(&bytes, (turn % 2) * SLOT);
         // The buffer serves again, whatever came of it.
-        *state = (if outcome.is_ok() { turn } else { state.0 }, bytes);
-        Ok(outcome?)
+        *state = (turn, bytes);
+        if let Err(error) = outcome {
+            self.spoil()?;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Neither slot counts any more. What was never written has no header, and no memory is needed to overwrite one.
+    fn spoil(&self) -> io::Result<()> {
+        let length = self.file.metadata()?.len();
+        for at in [0, SLOT].into_iter().filter(|at| *at < length) {
+            self.file.write_all_at(&[0; size_of::<Header>()], at)?;
+        }
+        Ok(())
     }
 }
 
@@ -186,6 +206,13 @@ mod tests {
             }),
             Err(RecordError::TooLarge(_))
         ));
-        assert_eq!(reopened(&record).expect("whole"), b"two");
+        assert!(
+            matches!(reopened(&record), Err(RecordError::Spoilt)),
+            "what was true before is not any more"
+        );
+        commit(&record, b"three");
+        assert_eq!(reopened(&record).expect("whole"), b"three");
+        assert!(matches!(record.commit(|_| Vec::new()), Err(RecordError::Nothing)));
+        assert!(matches!(reopened(&record), Err(RecordError::Spoilt)));
     }
 }

@@ -106,6 +106,15 @@ impl Store {
         self.keeps && !self.is_lost.load(Ordering::Relaxed)
     }
 
+    /// The same, asked of whoever keeps it, which may have ended since it was told something last.
+    #[must_use]
+    pub fn still_keeps(&self) -> bool {
+        if let Err(error) = self.tell(&[NotifyState::Stopping]) {
+            tracing::debug!(%error, "nobody to notify");
+        }
+        self.keeps()
+    }
+
     /// From now on nothing is taken out: this process ends, and the next daemon is to find everything (a restart, an upgrade).
     pub fn leave_everything(&self) {
         self.leaves.store(true, Ordering::Relaxed);
@@ -269,7 +278,18 @@ impl Inheritance {
         self.0.remove(name)
     }
 
-    /// What nobody has taken is needed no more: it is closed, and taken out of `store`.
+    /// What belongs to the node of ours that is called `node`, apart: its files are nobody else's.
+    #[must_use]
+    pub fn split_off(&mut self, node: &str) -> Self {
+        let files = std::mem::take(&mut self.0);
+        let is_of_node = |(name, _): &(String, OwnedFd)| name.split('.').nth(1) == Some(node);
+        let (own, others): (Vec<_>, Vec<_>) = files.into_iter().partition(is_of_node);
+        self.0 = others.into_iter().collect();
+        own.into_iter().collect()
+    }
+
+    /// What nobody has taken is needed no more: it is closed, and taken out of `store`. Before anything new is put there
+    /// that may have the same name.
     pub fn give_up(self, store: &Arc<Store>) {
         for (name, fd) in self.0 {
             tracing::debug!(name, "a file of the daemon before is not needed");
@@ -287,7 +307,7 @@ impl FromIterator<(String, OwnedFd)> for Inheritance {
 
 #[cfg(test)]
 mod tests {
-    use super::{LONGEST_NAMES, Names, Store};
+    use super::{Inheritance, LONGEST_NAMES, Names, Store};
     use std::fs::File;
 
     #[test]
@@ -300,6 +320,34 @@ mod tests {
         assert!(names.forget("record.video64.7", second));
         assert!(!names.forget("record.video64.7", second));
         assert_eq!((names.turns.len(), names.bytes), (0, 0));
+    }
+
+    #[test]
+    fn the_files_of_one_node_are_split_off() {
+        let names = [
+            "channel.video6",
+            "buffer.video64.1.2",
+            "record.video64.1",
+            "shim-socket",
+        ];
+        let mut all: Inheritance = names
+            .iter()
+            .map(|name| {
+                (
+                    (*name).to_owned(),
+                    File::open("/dev/null").expect("a null device").into(),
+                )
+            })
+            .collect();
+        let own = all.split_off("video64");
+        assert_eq!(
+            own.beginning("").collect::<Vec<_>>(),
+            ["buffer.video64.1.2", "record.video64.1"]
+        );
+        assert_eq!(
+            all.beginning("").collect::<Vec<_>>(),
+            ["channel.video6", "shim-socket"]
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! Every frame is compared with one of the real node. Its upper rows hold time and number, so that no two frames are
 //! alike: one that comes twice, or half, is seen.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::programs::gst_words;
 use crate::client::{Client, run};
@@ -23,6 +25,8 @@ use crate::picture::Control;
 use crate::report::figure;
 use crate::setup::{Test, is_6_1, is_long};
 use crate::shim::Seat;
+use crate::sys;
+use crate::video::{Video, command};
 
 pub const TESTS: &[(&str, Test)] = &[
     ("survival::userptr", || killed("USERPTR", userptr)),
@@ -40,8 +44,20 @@ const FRAME: usize = WIDTH * HEIGHT * 2;
 /// Rows that differ in each frame.
 const TEXT_ROWS: usize = 64;
 /// Frames in a second. Lost ones are counted by the driver.
-const RATE: &str = "15";
+const RATE: u32 = 15;
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// `struct v4l2_streamparm` of a capture queue.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Rate {
+    buf_type: u32,
+    capability: u32,
+    mode: u32,
+    /// Seconds: numerator, denominator.
+    interval: [u32; 2],
+    rest: [u32; 46],
+}
 
 /// What a program makes is compared with this.
 enum Expect {
@@ -89,8 +105,15 @@ impl Devices {
         for camera in [&self.camera, &self.contig, &self.planar] {
             let path = camera.real().display().to_string();
             let format = format!("width={WIDTH},height={HEIGHT},pixelformat=YUYV");
-            let limit = Duration::from_secs(10);
-            run("v4l2-ctl", &["-d", &path, "-v", &format, "-p", RATE], limit)?;
+            run("v4l2-ctl", &["-d", &path, "-v", &format], Duration::from_secs(10))?;
+            let mut rate = Rate {
+                // V4L2_BUF_TYPE_VIDEO_CAPTURE_MPLANE, V4L2_BUF_TYPE_VIDEO_CAPTURE
+                buf_type: if camera.is_mplane() { 9 } else { 1 },
+                interval: [1, RATE],
+                ..Rate::new_zeroed()
+            };
+            let video = Video::at(&camera.real(), 0)?;
+            sys::ioctl(&video, command::S_PARM, &mut rate).context("S_PARM")?;
             controls.push(Control::set(camera.number()?, "osd_text_mode", 1, 2)?);
         }
         Ok(controls)
@@ -112,9 +135,31 @@ fn native(camera: &Found) -> anyhow::Result<Vec<u8>> {
     Ok(frame)
 }
 
+/// GStreamer imports only where somebody downstream has memory to give.
+const USERPTR_GST: &str = "gst-launch-1.0 -q v4l2src device=NODE io-mode=userptr";
+const TO_RGB: &str = "! video/x-raw,format=YUY2,width=320,height=180 ! videoconvert ! video/x-raw,format=RGB ! \
+                      filesink location=FILE";
+
+/// The same in RGB, by GStreamer.
+fn native_rgb(camera: &Found) -> anyhow::Result<Vec<u8>> {
+    let pipeline = format!("{USERPTR_GST} num-buffers=1 {TO_RGB}");
+    let plan = plan(camera, Seat::real(camera), &pipeline, Expect::Itself);
+    let status = plan.start()?.end(PATIENCE)?;
+    let frame = fs::read(plan.file())?;
+    ensure!(
+        status.success() && frame.len() == WIDTH * HEIGHT * 3,
+        "{status}, {} bytes in a frame of {camera}",
+        frame.len()
+    );
+    Ok(frame)
+}
+
 /// A daemon under a keeper, which starts the next one.
 struct Kept {
     keeper: Daemon,
+    kills: Cell<usize>,
+    /// The one that was killed last: until its keeper has noticed, it is still there.
+    last: Cell<Option<Pid>>,
 }
 
 impl Kept {
@@ -127,6 +172,8 @@ impl Kept {
         let args: Vec<&str> = ["--keep"].into_iter().chain(devices).collect();
         Ok(Self {
             keeper: Daemon::start(&args)?,
+            kills: Cell::new(0),
+            last: Cell::new(None),
         })
     }
 
@@ -138,16 +185,24 @@ impl Kept {
         child.parse().ok().map(Pid::from_raw)
     }
 
-    /// How often a daemon was ready.
-    fn readies(&self) -> usize {
-        self.keeper.log().lines().filter(|line| *line == "ready").count()
+    /// Has the daemon that was started after the last kill said that it is ready?
+    fn is_ready(&self) -> bool {
+        let log = self.keeper.log();
+        let deaths = log
+            .lines()
+            .filter(|line| line.contains("killed by SIGKILL"))
+            .count();
+        let last = log.rsplit("killed by SIGKILL").next().unwrap_or_default();
+        deaths == self.kills.get() && last.lines().any(|line| line == "ready")
     }
 
     /// Kills the daemon. With `until_ready` the next one is waited for: how long that takes.
     fn kill(&self, until_ready: bool) -> anyhow::Result<Duration> {
-        let (begun, before) = (Instant::now(), self.readies());
+        let begun = Instant::now();
         while !self
             .daemon()
+            .filter(|daemon| Some(*daemon) != self.last.get())
+            .inspect(|daemon| self.last.set(Some(*daemon)))
             .is_some_and(|daemon| kill(daemon, Signal::SIGKILL).is_ok())
         {
             ensure!(
@@ -157,8 +212,9 @@ impl Kept {
             );
             thread::sleep(Duration::from_millis(1));
         }
+        self.kills.set(self.kills.get() + 1);
         let killed = Instant::now();
-        while until_ready && self.readies() == before {
+        while until_ready && !self.is_ready() {
             ensure!(
                 killed.elapsed() < PATIENCE,
                 "no daemon gets ready: {}",
@@ -225,7 +281,7 @@ impl Plan<'_> {
             Expect::Frames(native) => {
                 let bytes = fs::read(self.file())?;
                 check_frames(&bytes, native).with_context(what)?;
-                seen.frames += bytes.len() / FRAME;
+                seen.frames += bytes.len() / native.len();
             }
             Expect::Bytes(native) => {
                 let bytes = fs::read(self.file())?;
@@ -285,15 +341,16 @@ impl Seen {
 
 /// Every frame is the camera's picture, and none comes twice.
 fn check_frames(bytes: &[u8], native: &[u8]) -> anyhow::Result<()> {
+    let size = native.len();
     ensure!(
-        bytes.len() == COUNT * FRAME,
+        bytes.len() == COUNT * size,
         "{} bytes instead of {COUNT} frames",
         bytes.len()
     );
-    let text = TEXT_ROWS * WIDTH * 2;
+    let text = size / HEIGHT * TEXT_ROWS;
     let mut texts = HashSet::new();
-    for (number, frame) in bytes.chunks_exact(FRAME).enumerate() {
-        let differing = (text..FRAME).find(|at| frame[*at] != native[*at]);
+    for (number, frame) in bytes.chunks_exact(size).enumerate() {
+        let differing = (text..size).find(|at| frame[*at] != native[*at]);
         ensure!(
             differing.is_none(),
             "frame {number} differs from the real node's from byte {differing:?} on"
@@ -356,8 +413,8 @@ fn userptr(devices: &Devices) -> anyhow::Result<Vec<Plan<'_>>> {
         plan(
             planar,
             Seat::plain(planar),
-            "gst-launch-1.0 -q v4l2src device=NODE io-mode=userptr num-buffers=COUNT ! filesink location=FILE",
-            Expect::Frames(native(planar)?),
+            &format!("{USERPTR_GST} num-buffers=COUNT {TO_RGB}"),
+            Expect::Frames(native_rgb(planar)?),
         ),
         plan(
             vim2m,
@@ -418,7 +475,7 @@ fn adopting(devices: &Devices) -> anyhow::Result<Vec<Plan<'_>>> {
         plan(
             planar,
             Seat::run(planar),
-            "gst-launch-1.0 -q v4l2src device=NODE io-mode=mmap num-buffers=COUNT ! filesink location=FILE",
+            "gst-launch-1.0 -q v4l2src device=NODE io-mode=mmap num-buffers=COUNT ! video/x-raw,format=YUY2,width=320,height=180 ! filesink location=FILE",
             Expect::Frames(native(planar)?),
         ),
     ])

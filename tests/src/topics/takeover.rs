@@ -9,14 +9,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::client::{AT_ONCE, Client, run};
 use crate::daemon::{Daemon, wait};
 use crate::modules::again;
 use crate::report::figure;
-use crate::service::{CONFIG, configure, is_ours, is_real, number, start, unplug, until, works};
-use crate::setup::{Test, is_long};
+use crate::service::{
+    CONFIG, cameras, configure, is_ours, is_real, number, plug, start, unplug, until, works,
+};
+use crate::setup::{Test, is_6_1, is_long};
 use crate::video::Video;
 
 pub const TESTS: &[(&str, Test)] = &[
@@ -40,6 +43,10 @@ pub const TESTS: &[(&str, Test)] = &[
     (
         "takeover::a_device_that_goes_while_open_takes_the_name_along",
         go_while_open,
+    ),
+    (
+        "takeover::under_a_keeper_the_name_stays_ours_while_daemons_are_killed",
+        kept,
     ),
     (
         "takeover::rights_given_to_ours_are_the_real_ones_afterwards",
@@ -73,6 +80,7 @@ fn is_back(before: &Identity) -> anyhow::Result<()> {
 
 /// A node with an owner and a mode that it would not have by itself.
 fn prepare() -> anyhow::Result<Identity> {
+    cameras()?;
     chown(NODE, Some(0), Some(44))?;
     fs::set_permissions(NODE, Permissions::from_mode(0o640))?;
     identity(NODE)
@@ -197,8 +205,9 @@ fn crashes() -> anyhow::Result<()> {
         drop(client.map(|mut client| client.end(AT_ONCE)));
         if round % 2 == 0 {
             // What the unit does; twice does no harm.
-            run("vidcompatd", &["--give-back"], AT_ONCE)?;
-            run("vidcompatd", &["--give-back"], AT_ONCE)?;
+            for _ in 0..=u32::from(round % 10 == 0) {
+                run("vidcompatd", &["--give-back"], AT_ONCE)?;
+            }
             is_back(&before).with_context(|| format!("crash {round}"))?;
             daemon = spawn()?;
         } else {
@@ -318,6 +327,7 @@ const PARAMETERS: [&str; 5] = [
 ];
 
 fn module() -> anyhow::Result<()> {
+    cameras()?;
     let daemon = start(TAKEOVER)?;
     works(NODE)?;
     run("rmmod", &["vivid"], 4 * AT_ONCE)?;
@@ -360,22 +370,24 @@ fn module() -> anyhow::Result<()> {
 }
 
 fn go_while_open() -> anyhow::Result<()> {
+    cameras()?;
     let daemon = start(TAKEOVER)?;
     let video = Video::at(Path::new(NODE), 0)?;
     ensure!(video.sizeimage().is_ok(), "it works");
-    unplug(0)?;
+    unplug()?;
     until("the name has gone", || {
         !Path::new(NODE).exists() && !Path::new(ASIDE).exists()
     })?;
     let said = video.sizeimage();
     ensure!(said == Err(Errno::ENODEV), "{said:?}");
-    fs::write("/sys/bus/platform/drivers/vivid/bind", "vivid.0")?;
-    until("it works", || is_ours(NODE) && works(NODE).is_ok())?;
+    // It has its number until then.
     drop(video);
+    plug()?;
+    until("it works", || is_ours(NODE) && works(NODE).is_ok())?;
     // Served no more while a client has it open: the name is the real one's, the client goes on.
     let video = Video::at(Path::new(NODE), 0)?;
     configure("[[device]]\nall = true\nway = \"off\"\n")?;
-    nix::sys::signal::kill(daemon.pid(), Signal::SIGHUP)?;
+    kill(daemon.pid(), Signal::SIGHUP)?;
     until("the name is the real one's", || is_real(NODE))?;
     ensure!(
         video.sizeimage().is_ok(),
@@ -403,5 +415,111 @@ fn rights() -> anyhow::Result<()> {
     run("vidcompatd", &["--give-back"], AT_ONCE)?;
     ensure!(mode(NODE) == 0o666, "{:o}", mode(NODE));
     fs::set_permissions(NODE, Permissions::from_mode(before.4 & 0o7777))?;
+    is_back(&before)
+}
+
+/// The daemon of this keeper.
+fn child_of(keeper: &Daemon) -> Option<Pid> {
+    let pid = keeper.pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children
+        .split_ascii_whitespace()
+        .next()?
+        .parse()
+        .ok()
+        .map(Pid::from_raw)
+}
+
+/// Kills the daemon, does something, and waits for the next one.
+fn next_daemon(keeper: &Daemon, meanwhile: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let ready = || keeper.log().lines().filter(|line| *line == "ready").count();
+    let before = ready();
+    let daemon = child_of(keeper).context("no daemon")?;
+    kill(keeper.pid(), Signal::SIGSTOP)?;
+    kill(daemon, Signal::SIGKILL)?;
+    // Not before its last thread has gone are its files closed.
+    let dead = || {
+        let threads = fs::read_dir(format!("/proc/{daemon}/task")).map_or(0, Iterator::count);
+        let stat = fs::read_to_string(format!("/proc/{daemon}/stat"));
+        threads == 1 && stat.is_ok_and(|stat| stat.contains(") Z "))
+    };
+    let outcome = until("the daemon is dead", dead).and_then(|_| meanwhile());
+    kill(keeper.pid(), Signal::SIGCONT)?;
+    outcome?;
+    until("the next daemon is ready", || ready() > before).map(drop)
+}
+
+/// As the unit does when the daemon has ended.
+fn give_back_after(result: &str) -> anyhow::Result<()> {
+    let ended = Command::new("vidcompatd")
+        .arg("--give-back")
+        .env("SERVICE_RESULT", result)
+        .status()?;
+    ensure!(ended.success(), "{ended}");
+    Ok(())
+}
+
+fn kept() -> anyhow::Result<()> {
+    let before = prepare()?;
+    configure(TAKEOVER)?;
+    let mut keeper = Daemon::start(&["--keep", "--config", CONFIG])?;
+    ensure!(is_ours(NODE), "{:?}", number(NODE));
+    let ours = identity(NODE)?;
+    if is_6_1() {
+        // Nothing outlives the daemon: the next one takes the name again.
+        next_daemon(&keeper, || {
+            ensure!(!Path::new(NODE).exists(), "{:?}", number(NODE));
+            give_back_after("signal")?;
+            is_back(&before)
+        })?;
+        ensure!(is_ours(NODE), "{:?}", number(NODE));
+        works(NODE)?;
+    } else {
+        let mut client = Client::start(
+            "v4l2-ctl",
+            &["-d", NODE, "--stream-user=4", "--stream-count=100000"],
+        )?;
+        thread::sleep(Duration::from_millis(300));
+        for _ in 0..10 {
+            next_daemon(&keeper, || {
+                // systemd's own next daemon comes at once, too.
+                give_back_after("signal")?;
+                ensure!(
+                    identity(NODE)? == ours,
+                    "{ours:?} has become {:?}",
+                    identity(NODE)?
+                );
+                Ok(())
+            })?;
+            ensure!(
+                identity(NODE)? == ours,
+                "{ours:?} has become {:?}",
+                identity(NODE)?
+            );
+            ensure!(identity(ASIDE)? == before, "{:?}", identity(ASIDE)?);
+            ensure!(
+                Video::at(Path::new(NODE), 0)?.sizeimage().is_ok(),
+                "it does not answer"
+            );
+        }
+        // `systemctl restart`: the real node has its name meanwhile, and then ours has it again.
+        next_daemon(&keeper, || {
+            give_back_after("success")?;
+            ensure!(identity(NODE)? == before, "{:?}", identity(NODE)?);
+            Ok(())
+        })?;
+        ensure!(is_ours(NODE) && identity(ASIDE)? == before, "{:?}", number(NODE));
+        ensure!(
+            Video::at(Path::new(NODE), 0)?.sizeimage().is_ok(),
+            "it does not answer"
+        );
+        thread::sleep(Duration::from_millis(300));
+        ensure!(!client.has_ended()?, "the client has ended: {}", client.rest());
+        client.signal(Signal::SIGTERM)?;
+        client.end(AT_ONCE)?;
+        works(NODE)?;
+    }
+    let status = keeper.end(Signal::SIGTERM, 2 * AT_ONCE)?;
+    ensure!(status.code() == Some(0), "{status}");
     is_back(&before)
 }

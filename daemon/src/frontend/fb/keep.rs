@@ -165,3 +165,107 @@ pub(super) fn first_number() -> u64 {
     let milliseconds = now.map_or(0, |now| std::time::Duration::from(now).as_millis());
     u64::try_from(milliseconds << 6).unwrap_or(u64::MAX / 2).max(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Image, Opening, Shelf, VERSION, first_number};
+    use crate::frontend::fb::position::{CallId, Position};
+    use crate::survive::{Inheritance, Record, Store};
+    use std::fs::File;
+    use std::os::fd::{AsFd, OwnedFd};
+
+    const OPENING: Opening = Opening {
+        uid: 1000,
+        flags: libc::O_RDWR,
+        by: 8,
+    };
+
+    fn null() -> OwnedFd {
+        File::open("/dev/null").expect("a null device").into()
+    }
+
+    fn record(bytes: &[u8]) -> OwnedFd {
+        let record = Record::create("test").expect("a memfd");
+        let committed = record.commit(|mut image| {
+            image.extend_from_slice(bytes);
+            image
+        });
+        committed.expect("memory");
+        record.as_fd().try_clone_to_owned().expect("a descriptor")
+    }
+
+    fn image(version: u32) -> Vec<u8> {
+        let position = Position::default();
+        let call = CallId {
+            unique: 10,
+            is_resent: false,
+        };
+        position
+            .seek(640, libc::SEEK_SET.cast_unsigned(), call)
+            .expect("a position");
+        let image = Image {
+            version,
+            opening: OPENING,
+            tokens: vec![(1000, [7; 16])],
+            moves: position.moves(),
+        };
+        postcard::to_extend(&image, Vec::new()).expect("numbers")
+    }
+
+    #[test]
+    fn a_file_goes_on_as_it_was_written_down() {
+        let files = [
+            ("record.fb64.5".to_owned(), record(&image(VERSION))),
+            ("device.fb64.5".to_owned(), null()),
+            ("record.fb65.5".to_owned(), record(&image(VERSION))),
+        ];
+        let mut inheritance: Inheritance = files.into_iter().collect();
+        let mut again = Shelf::new(&Store::none(), "fb64").restore(&mut inheritance);
+        assert_eq!(again.len(), 1);
+        let (fh, image, ..) = again.remove(0);
+        assert_eq!(
+            (fh, image.opening, image.tokens),
+            (5, OPENING, vec![(1000, [7; 16])])
+        );
+        let resent = CallId {
+            unique: 10,
+            is_resent: true,
+        };
+        let seek = Position::again(image.moves).seek(1, libc::SEEK_CUR.cast_unsigned(), resent);
+        assert_eq!(seek, Ok(640), "not twice");
+        assert_eq!(
+            inheritance.beginning("").collect::<Vec<_>>(),
+            ["record.fb65.5"],
+            "another node's"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_trusted_does_not_go_on_and_is_not_kept_any_longer() {
+        let whole = image(VERSION);
+        let cases: [(&str, Option<OwnedFd>, Option<OwnedFd>); 5] = [
+            ("another version", Some(record(&image(VERSION + 1))), Some(null())),
+            ("cut off", Some(record(&whole[..whole.len() - 1])), Some(null())),
+            ("no image", Some(record(&[])), Some(null())),
+            ("no record", Some(null()), Some(null())),
+            ("no device", Some(record(&whole)), None),
+        ];
+        for (case, record, device) in cases {
+            let files = [("record.fb64.5", record), ("device.fb64.5", device)];
+            let mut inheritance: Inheritance = files
+                .into_iter()
+                .filter_map(|(name, file)| Some((name.to_owned(), file?)))
+                .collect();
+            let again = Shelf::new(&Store::none(), "fb64").restore(&mut inheritance);
+            assert!(again.is_empty(), "{case}");
+            assert!(inheritance.get("record.fb64.5").is_none(), "{case}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_a_later_daemon_are_higher() {
+        let first = first_number();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        assert!(first_number() >= first + 64);
+    }
+}

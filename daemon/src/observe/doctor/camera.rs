@@ -119,15 +119,19 @@ impl Facts {
             |level, what: String| Finding::new(level, self.path.clone(), format!("{}: {what}", self.name));
         let serve = match self.can_be_served {
             true => format!(
-                "serve it: `devices` in /etc/vidcompat/vidcompat.toml, or `vidcompatd --device {}`",
-                self.path
+                "serve it: `[[device]]` and below it `path = \"{path}\"` in /etc/vidcompat/vidcompat.toml, then `systemctl \
+                 reload vidcompatd`; or `vidcompatd --device {path}`",
+                path = self.path
             ),
             false => "it has no number below 64, and cannot have a node beside it".to_owned(),
         };
         match (&self.memory, &self.ours) {
             // Whatever the device has: who opens ours needs an answer.
             (_, Ours::Fails { path, why }) => new(Level::Problem, format!("our node {path} {why}"))
-                .advise("`systemctl restart vidcompatd`, and `vidcompat bug-report`"),
+                // A restart keeps the node as it is.
+                .advise(
+                    "`systemctl stop vidcompatd; systemctl start vidcompatd`, and `vidcompat bug-report`",
+                ),
             (_, Ours::Denied { path, owner, advice }) => new(
                 Level::Problem,
                 format!("this user may not open our node {path} ({owner})"),

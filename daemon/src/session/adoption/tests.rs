@@ -5,6 +5,7 @@ use crate::sys::Vma;
 use std::sync::Arc;
 use std::time::Instant;
 use vidcompat_proto::queue::{Claim, ClientKey};
+use vidcompat_proto::shim::Outcome;
 
 const BASE: u64 = 0x7f00_0000_0000;
 
@@ -39,6 +40,7 @@ fn lent(at: u64, pages: u64) -> Lent {
         buffers: Arc::default(),
         plane: 0,
         offered: None,
+        asked_back: false,
     }
 }
 
@@ -185,4 +187,25 @@ fn nothing_is_lent_to_who_is_gone() {
     }
     adoption.end_of(is_gone);
     assert!(matches!(&adoption.lent[..], [lent] if lent.pid != gone));
+}
+
+#[test]
+fn a_report_that_comes_twice_is_one() {
+    let mut adoption = Adoption::default();
+    adoption.lent.push(Lent {
+        offered: Some(Instant::now()),
+        ..lent(BASE, 4)
+    });
+    let done = |adoption: &mut Adoption| adoption.moved(10, BASE, 4 * PAGE, Outcome::Done);
+    done(&mut adoption);
+    done(&mut adoption);
+    assert!(
+        adoption.has(&claim(BASE, 4096)),
+        "it stands in the client's memory"
+    );
+    assert_eq!(adoption.adopted, 1);
+    adoption.lent[0].asked_back = true;
+    done(&mut adoption);
+    assert!(adoption.lent.is_empty());
+    done(&mut adoption);
 }

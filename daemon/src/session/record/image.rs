@@ -14,7 +14,9 @@ use crate::resolve::Importer;
 use crate::session::ledger::{Done, Place, UnderWay};
 
 /// Of what follows.
-pub(in crate::session) const VERSION: u32 = 1;
+pub(in crate::session) const VERSION: u32 = 2;
+/// Of a record that says only whom to tell: what would have followed could not be written.
+pub(in crate::session) const UNWRITTEN: u32 = 0;
 
 /// How the file was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +98,7 @@ pub(in crate::session) struct LentImage {
     pub(in crate::session) planes: Vec<PlaneImage>,
     pub(in crate::session) plane: u32,
     pub(in crate::session) is_offered: bool,
+    pub(in crate::session) asked_back: bool,
 }
 
 /// A dma-buf that the client has given.
@@ -176,12 +179,10 @@ pub(in crate::session) struct WriterImage {
     pub(in crate::session) last: Option<(u64, u32)>,
 }
 
-/// All of it, behind the version.
+/// All of it, behind the version and [`poll_handle`].
 #[derive(Debug, Deserialize)]
 pub(in crate::session) struct Image {
     pub(in crate::session) opening: Opening,
-    /// Whom to tell of readiness; 0: nobody has ever polled.
-    pub(in crate::session) poll_handle: u64,
     /// The shim's, by user.
     pub(in crate::session) tokens: Vec<(u32, [u8; 16])>,
     pub(in crate::session) clients: Vec<ClientImage>,
@@ -198,6 +199,15 @@ pub(in crate::session) struct Image {
     /// What EXPBUF has left for the shim, by ticket.
     pub(in crate::session) tickets: Vec<(u32, ExportedPlane)>,
     pub(in crate::session) exports: Vec<ExportImage>,
+    /// The last ticket's number.
+    pub(in crate::session) last_ticket: u32,
+}
+
+/// Whom to tell of readiness; 0: nobody has ever polled. Behind the version, and the same in all of them: who sleeps in poll(2)
+/// is to be told also by a daemon that cannot read the rest.
+pub(in crate::session) fn poll_handle(bytes: &[u8]) -> Option<u64> {
+    let (_, rest) = postcard::take_from_bytes::<u32>(bytes).ok()?;
+    Some(postcard::take_from_bytes(rest).ok()?.0)
 }
 
 /// Why a session cannot go on.
@@ -206,6 +216,9 @@ pub enum Lost {
     /// Another vidcompatd wrote something else.
     #[error("its record has version {0}, and this vidcompatd reads {VERSION}")]
     Version(u32),
+    /// There was no room, or no memory.
+    #[error("what the daemon before us did last could not be written down")]
+    Unwritten,
     /// Not what was written.
     #[error("its record cannot be read: {0}")]
     Spoilt(String),
@@ -225,9 +238,13 @@ impl Image {
     pub(in crate::session) fn read(bytes: &[u8]) -> Result<Self, Lost> {
         let spoilt = |error: postcard::Error| Lost::Spoilt(error.to_string());
         let (version, rest) = postcard::take_from_bytes::<u32>(bytes).map_err(spoilt)?;
-        if version != VERSION {
-            return Err(Lost::Version(version));
+        match version {
+            VERSION => {
+                let (_, rest) = postcard::take_from_bytes::<u64>(rest).map_err(spoilt)?;
+                postcard::from_bytes(rest).map_err(spoilt)
+            }
+            UNWRITTEN => Err(Lost::Unwritten),
+            _ => Err(Lost::Version(version)),
         }
-        postcard::from_bytes(rest).map_err(spoilt)
     }
 }

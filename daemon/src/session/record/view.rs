@@ -36,6 +36,7 @@ pub(in crate::session) struct View<'a> {
     pub(in crate::session) refuses_heap: bool,
     pub(in crate::session) tickets: &'a [(u32, ExportedPlane)],
     pub(in crate::session) exports: &'a [ExportImage],
+    pub(in crate::session) last_ticket: u32,
 }
 
 impl Serialize for View<'_> {
@@ -48,11 +49,12 @@ impl Serialize for View<'_> {
             self.refuses_heap,
             self.tickets,
             self.exports,
+            self.last_ticket,
         );
         (
             VERSION,
-            self.opening,
             self.poll_handle,
+            self.opening,
             self.tokens,
             ClientsView(self.clients),
             self.next_number,
@@ -174,6 +176,7 @@ impl Serialize for LentsView<'_> {
                 PlanesView(&lent.buffers),
                 u32::try_from(lent.plane).unwrap_or_default(),
                 lent.offered.is_some(),
+                lent.asked_back,
             )
         }))
     }
