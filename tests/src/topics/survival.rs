@@ -199,11 +199,11 @@ impl Kept {
     /// Kills the daemon. With `until_ready` the next one is waited for: how long that takes.
     fn kill(&self, until_ready: bool) -> anyhow::Result<Duration> {
         let begun = Instant::now();
-        while !self
+        while self
             .daemon()
             .filter(|daemon| Some(*daemon) != self.last.get())
             .inspect(|daemon| self.last.set(Some(*daemon)))
-            .is_some_and(|daemon| kill(daemon, Signal::SIGKILL).is_ok())
+            .is_none_or(|daemon| kill(daemon, Signal::SIGKILL).is_err())
         {
             ensure!(
                 begun.elapsed() < PATIENCE,
