@@ -18,15 +18,16 @@ use nix::unistd::Pid;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::programs::gst_words;
-use crate::client::{Client, run};
+use crate::client::{AT_ONCE, Client, run};
 use crate::daemon::{self, Daemon};
 use crate::nodes::{Found, Kind, named, vivid};
 use crate::picture::Control;
 use crate::report::figure;
 use crate::setup::{Test, is_6_1, is_long};
 use crate::shim::Seat;
+use crate::status;
 use crate::sys;
-use crate::video::{Video, command};
+use crate::video::{Video, command, ours};
 
 pub const TESTS: &[(&str, Test)] = &[
     ("survival::userptr", || killed("USERPTR", userptr)),
@@ -142,9 +143,9 @@ const TO_RGB: &str = "! video/x-raw,format=YUY2,width=320,height=180 ! videoconv
 
 /// The same in RGB, by GStreamer.
 fn native_rgb(camera: &Found) -> anyhow::Result<Vec<u8>> {
-    let pipeline = format!("{USERPTR_GST} num-buffers=1 {TO_RGB}");
+    let pipeline = format!("{USERPTR_GST} num-buffers=COUNT {TO_RGB}");
     let plan = plan(camera, Seat::real(camera), &pipeline, Expect::Itself);
-    let status = plan.start()?.end(PATIENCE)?;
+    let status = plan.start(1)?.end(PATIENCE)?;
     let frame = fs::read(plan.file())?;
     ensure!(
         status.success() && frame.len() == WIDTH * HEIGHT * 3,
@@ -199,12 +200,12 @@ impl Kept {
     /// Kills the daemon. With `until_ready` the next one is waited for: how long that takes.
     fn kill(&self, until_ready: bool) -> anyhow::Result<Duration> {
         let begun = Instant::now();
-        while self
-            .daemon()
-            .filter(|daemon| Some(*daemon) != self.last.get())
-            .inspect(|daemon| self.last.set(Some(*daemon)))
-            .is_none_or(|daemon| kill(daemon, Signal::SIGKILL).is_err())
-        {
+        let kills = || {
+            let daemon = self.daemon().filter(|daemon| Some(*daemon) != self.last.get());
+            self.last.set(daemon.or(self.last.get()));
+            daemon.is_some_and(|daemon| kill(daemon, Signal::SIGKILL).is_ok())
+        };
+        while !kills() {
             ensure!(
                 begun.elapsed() < PATIENCE,
                 "there is no daemon any more: {}",
@@ -241,12 +242,15 @@ struct Plan<'a> {
 
 /// Frames of a program that counts them; at [`RATE`] a few seconds.
 const COUNT: usize = 60;
+/// Of one that does not live to count them, and of the next.
+const ENDLESS: usize = 10_000;
+const FEW: usize = 15;
 
 fn plan<'a>(node: &'a Found, seat: Seat, call: &str, expect: Expect) -> Plan<'a> {
     Plan {
         node,
         seat,
-        call: call.replace("COUNT", &COUNT.to_string()),
+        call: call.to_owned(),
         expect,
     }
 }
@@ -256,10 +260,12 @@ impl Plan<'_> {
         format!("/tmp/survival-{}", self.node.file)
     }
 
-    fn start(&self) -> anyhow::Result<Client> {
+    fn start(&self, count: usize) -> anyhow::Result<Client> {
         let file = self.file();
         drop(fs::remove_file(&file));
         let call = self.call.replace("FILE", &file);
+        let call = call.replace("COUNT3", &(3 * count).to_string());
+        let call = call.replace("COUNT", &count.to_string());
         let words: Vec<String> = match call.strip_prefix("gst-launch-1.0 ") {
             Some(pipeline) => gst_words(pipeline)?,
             None => call.split_whitespace().map(str::to_owned).collect(),
@@ -268,8 +274,31 @@ impl Plan<'_> {
         self.seat.start(&words)
     }
 
+    /// Waits for its first frames.
+    fn until_streaming(&self, client: &mut Client) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        loop {
+            let streams = match &self.expect {
+                Expect::Itself => client.line_if_any().is_some_and(|line| line == "streaming"),
+                _ => fs::metadata(self.file()).is_ok_and(|file| file.len() > 0),
+            };
+            if streams {
+                return Ok(());
+            }
+            let ended = client.has_ended()?;
+            ensure!(
+                !ended && begun.elapsed() < PATIENCE,
+                "{} {} does not stream (ended: {ended}): {}",
+                self.call,
+                self.seat.name,
+                if ended { client.rest() } else { String::new() }
+            );
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// The program has ended: as it should, and what it has made is right.
-    fn check(&self, client: &mut Client, seen: &mut Seen) -> anyhow::Result<()> {
+    fn check(&self, client: &mut Client, count: usize, seen: &mut Seen) -> anyhow::Result<()> {
         let status = client.end(PATIENCE);
         let said = client.rest();
         let what = || format!("{} {}: {said}", self.call, self.seat.name);
@@ -280,7 +309,7 @@ impl Plan<'_> {
             Expect::Itself => {}
             Expect::Frames(native) => {
                 let bytes = fs::read(self.file())?;
-                check_frames(&bytes, native).with_context(what)?;
+                check_frames(&bytes, native, count).with_context(what)?;
                 seen.frames += bytes.len() / native.len();
             }
             Expect::Bytes(native) => {
@@ -305,7 +334,8 @@ impl Plan<'_> {
 struct Seen {
     runs: usize,
     frames: usize,
-    lost: u64,
+    /// `None`: it tells no numbers.
+    lost: Option<u64>,
     /// Milliseconds between two frames.
     longest: u64,
 }
@@ -321,7 +351,7 @@ impl Seen {
                 .collect();
             if let [frames, lost, longest] = numbers[..] {
                 self.frames += usize::try_from(frames).unwrap_or_default();
-                self.lost += lost;
+                *self.lost.get_or_insert(0) += lost;
                 self.longest = self.longest.max(longest);
             }
         }
@@ -334,17 +364,17 @@ impl Seen {
             .filter_map(|line| number(line, "seq:"))
             .collect();
         for pair in sequences.windows(2) {
-            self.lost += (pair[1] - pair[0]).saturating_sub(1);
+            *self.lost.get_or_insert(0) += (pair[1] - pair[0]).saturating_sub(1);
         }
     }
 }
 
 /// Every frame is the camera's picture, and none comes twice.
-fn check_frames(bytes: &[u8], native: &[u8]) -> anyhow::Result<()> {
+fn check_frames(bytes: &[u8], native: &[u8], count: usize) -> anyhow::Result<()> {
     let size = native.len();
     ensure!(
-        bytes.len() == COUNT * size,
-        "{} bytes instead of {COUNT} frames",
+        bytes.len() == count * size,
+        "{} bytes instead of {count} frames",
         bytes.len()
     );
     let text = size / HEIGHT * TEXT_ROWS;
@@ -490,9 +520,8 @@ fn reading(devices: &Devices) -> anyhow::Result<Vec<Plan<'_>>> {
     } = devices;
     // A third of a frame at a time.
     let dd = format!(
-        "dd if=NODE of=FILE iflag=fullblock status=none bs={} count={}",
-        FRAME / 3,
-        COUNT * 3
+        "dd if=NODE of=FILE iflag=fullblock status=none bs={} count=COUNT3",
+        FRAME / 3
     );
     Ok(vec![
         plan(camera, Seat::plain(camera), "survivor NODE read", Expect::Itself),
@@ -511,6 +540,24 @@ fn random(bound: u64) -> u64 {
     RandomState::new().hash_one(bound) % bound
 }
 
+/// Waits until the device has the program's own memory: counted by the daemon that has arranged it.
+fn until_adopted(plan: &Plan<'_>, client: &mut Client) -> anyhow::Result<()> {
+    plan.until_streaming(client)?;
+    let begun = Instant::now();
+    loop {
+        let queue = status::queue(ours(plan.node.number()?), client.pid(), "video capture");
+        if queue.as_ref().is_ok_and(|queue| queue["adopted"] == 4) {
+            return Ok(());
+        }
+        ensure!(
+            begun.elapsed() < PATIENCE,
+            "{} is not adopted: {queue:?}",
+            plan.call
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// The daemon dies again and again while all of a plan stream at once.
 fn killed(what: &str, plans: fn(&Devices) -> anyhow::Result<Vec<Plan<'_>>>) -> anyhow::Result<()> {
     daemon::stop_shared();
@@ -523,9 +570,16 @@ fn killed(what: &str, plans: fn(&Devices) -> anyhow::Result<Vec<Plan<'_>>>) -> a
     }
     let mut running = Vec::new();
     for plan in &plans {
-        running.push((plan, plan.start()?, Seen::default()));
+        running.push((plan, plan.start(COUNT)?, Seen::default()));
     }
     thread::sleep(Duration::from_millis(500));
+    if what == "adoption" {
+        for (plan, client, _) in &mut running {
+            if plan.call.starts_with("survivor") {
+                until_adopted(plan, client)?;
+            }
+        }
+    }
     let kills = if is_long() { 20 * KILLS } else { KILLS };
     let mut down = Duration::ZERO;
     for kill in 0..kills {
@@ -535,23 +589,23 @@ fn killed(what: &str, plans: fn(&Devices) -> anyhow::Result<Vec<Plan<'_>>>) -> a
         down = down.max(kept.kill(kill % 3 == 2)?);
         for (plan, client, seen) in &mut running {
             if client.has_ended()? {
-                plan.check(client, seen)
+                plan.check(client, COUNT, seen)
                     .with_context(|| format!("after {} kills", kill + 1))?;
-                *client = plan.start()?;
+                *client = plan.start(COUNT)?;
             }
         }
     }
     for (plan, client, seen) in &mut running {
         client.close_stdin();
-        plan.check(client, seen).context("after all kills")?;
+        plan.check(client, COUNT, seen).context("after all kills")?;
         figure(format!(
-            "{what}, {kills} kills: {} {} on {}: {} frames in {} runs, {} lost{}",
+            "{what}, {kills} kills: {} {} on {}: {} frames in {} runs{}{}",
             plan.call.split_whitespace().next().unwrap_or_default(),
             plan.seat.name,
             plan.node,
             seen.frames,
             seen.runs,
-            seen.lost,
+            seen.lost.map_or(String::new(), |lost| format!(", {lost} lost")),
             match seen.longest {
                 0 => String::new(),
                 longest => format!(", at most {longest} ms between two"),
@@ -569,27 +623,25 @@ fn killed(what: &str, plans: fn(&Devices) -> anyhow::Result<Vec<Plan<'_>>>) -> a
 fn ends_at_once(kept: &Kept, plans: &[Plan<'_>]) -> anyhow::Result<()> {
     let mut running = Vec::new();
     for plan in plans {
-        running.push((plan, plan.start()?));
+        running.push((plan, plan.start(ENDLESS)?));
     }
-    thread::sleep(Duration::from_millis(1500));
     for (plan, client) in &mut running {
-        ensure!(
-            !client.has_ended()?,
-            "{} has ended already: {}",
-            plan.call,
-            client.rest()
-        );
+        plan.until_streaming(client)?;
     }
     let killed = Instant::now();
-    kept.kill(true)?;
+    kept.kill(false)?;
+    let mut last = Duration::ZERO;
     for (plan, client) in &mut running {
+        // GStreamer and ffmpeg take their time to end under an emulator.
+        let limit = match &plan.expect {
+            Expect::Frames(_) if plan.seat.name.contains("run") => AT_ONCE,
+            _ => Duration::from_secs(1),
+        };
+        let left = limit.saturating_sub(killed.elapsed());
         let status = client
-            .end(
-                Duration::from_secs(1)
-                    .saturating_sub(killed.elapsed())
-                    .max(Duration::from_millis(50)),
-            )
-            .with_context(|| plan.call.clone())?;
+            .end(left)
+            .with_context(|| format!("{} {}, {limit:?} after the kill", plan.call, plan.seat.name))?;
+        last = killed.elapsed();
         // GStreamer and v4l2-ctl end with status 0 after some errors, and say them.
         let said = client.rest();
         ensure!(
@@ -598,13 +650,28 @@ fn ends_at_once(kept: &Kept, plans: &[Plan<'_>]) -> anyhow::Result<()> {
             plan.call
         );
     }
-    for (plan, client) in &mut running {
-        *client = plan.start()?;
+    figure(format!(
+        "{} programs have ended {} ms after the kill",
+        running.len(),
+        last.as_millis()
+    ));
+    // The nodes are made anew.
+    while !kept.is_ready() {
+        ensure!(
+            killed.elapsed() < PATIENCE,
+            "no daemon gets ready: {}",
+            kept.keeper.log()
+        );
+        thread::sleep(Duration::from_millis(1));
     }
-    thread::sleep(Duration::from_millis(1500));
+    for (plan, client) in &mut running {
+        *client = plan.start(FEW)?;
+        plan.until_streaming(client)?;
+    }
     for (plan, client) in &mut running {
         client.close_stdin();
-        plan.check(client, &mut Seen::default()).context("the next run")?;
+        plan.check(client, FEW, &mut Seen::default())
+            .context("the next run")?;
     }
     Ok(())
 }
