@@ -258,9 +258,6 @@ pub const TABLE: &[Call] = table! {
         #[cfg(target_arch = "x86_64")]
         SYS_poll "is a device ready";
         SYS_eventfd2 "waking threads";
-        SYS_inotify_init1 "names that come and go in /dev";
-        SYS_inotify_add_watch "names that come and go in /dev";
-        SYS_inotify_rm_watch "names that come and go in /dev";
         SYS_timerfd_create "pauses between looks";
         SYS_timerfd_settime "pauses between looks";
     }

@@ -122,3 +122,36 @@ impl Survival {
         ended
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Inheritance, Mutex, Store, Survival};
+    use std::fs::File;
+
+    #[test]
+    fn what_belongs_to_a_node_that_stays_is_kept_and_nothing_else() {
+        let names = [
+            "channel.video0",
+            "device.video0.7",
+            "buffer.video0.7.3",
+            "channel.video64",
+            "shim-socket",
+        ];
+        let file = || File::open("/dev/null").expect("a null device").into();
+        let inheritance: Inheritance = names.iter().map(|name| ((*name).to_owned(), file())).collect();
+        let survival = Survival {
+            store: Store::none(),
+            inheritance: Mutex::new(inheritance),
+        };
+        let left = || -> Vec<String> {
+            let inheritance = survival.inheritance();
+            inheritance.beginning("").map(str::to_owned).collect()
+        };
+        let stay = ["video0".to_owned()];
+        assert!(survival.give_up(&stay), "video64 has ended");
+        assert_eq!(left(), ["buffer.video0.7.3", "channel.video0", "device.video0.7"]);
+        assert!(!survival.give_up(&stay), "nothing has ended");
+        assert!(survival.give_up(&[]));
+        assert!(left().is_empty());
+    }
+}
