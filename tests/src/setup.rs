@@ -191,7 +191,7 @@ fn camera(number: u32, (width, height): (usize, usize)) -> anyhow::Result<()> {
 }
 
 /// The same, with planes or without. Of a camera with planes v4l2-ctl does not set the rate.
-fn still(path: &Path, (width, height): (usize, usize)) -> anyhow::Result<()> {
+pub fn still(path: &Path, (width, height): (usize, usize)) -> anyhow::Result<()> {
     let path = path.display().to_string();
     let format = format!("width={width},height={height},pixelformat=YUYV");
     // No text, no clock; nothing moves unless a test asks for it.
