@@ -1,4 +1,4 @@
-//! Pixel formats: fbdev's bit fields, DRM's and V4L2's fourccs.
+//! Pixel formats: fbdev's bit fields and DRM's fourccs.
 //!
 //! fbdev says where in a pixel each colour is, the pixel being a number in the machine's order of bytes; DRM's names say
 //! the same of a little-endian number. Machines that this project runs on are little-endian.
@@ -35,27 +35,15 @@ pub enum PixelFormat {
 struct Row {
     format: PixelFormat,
     drm: DrmFourcc,
-    /// `V4L2_PIX_FMT_*`, where it has one.
-    v4l2: Option<[u8; 4]>,
     bits: u32,
     /// Offset and length of red, green, blue and alpha.
     fields: [(u32, u32); 4],
 }
 
-const fn row(
-    format: PixelFormat,
-    drm: DrmFourcc,
-    v4l2: Option<&[u8; 4]>,
-    bits: u32,
-    fields: [(u32, u32); 4],
-) -> Row {
+const fn row(format: PixelFormat, drm: DrmFourcc, bits: u32, fields: [(u32, u32); 4]) -> Row {
     Row {
         format,
         drm,
-        v4l2: match v4l2 {
-            Some(fourcc) => Some(*fourcc),
-            None => None,
-        },
         bits,
         fields,
     }
@@ -64,23 +52,23 @@ const fn row(
 /// Of one number of bits, the first is the default: what DRM's own emulation gives (drm_fb_helper_fill_pixel_fmt).
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
-    row(PixelFormat::C8,       DrmFourcc::C8,       Some(b"PAL8"),  8, [(0, 8), (0, 8), (0, 8), (0, 0)]),
-    row(PixelFormat::Rgb565,   DrmFourcc::Rgb565,   Some(b"RGBP"), 16, [(11, 5), (5, 6), (0, 5), (0, 0)]),
-    row(PixelFormat::Bgr565,   DrmFourcc::Bgr565,   None,          16, [(0, 5), (5, 6), (11, 5), (0, 0)]),
-    row(PixelFormat::Xrgb1555, DrmFourcc::Xrgb1555, Some(b"XR15"), 16, [(10, 5), (5, 5), (0, 5), (0, 0)]),
-    row(PixelFormat::Argb1555, DrmFourcc::Argb1555, Some(b"AR15"), 16, [(10, 5), (5, 5), (0, 5), (15, 1)]),
-    row(PixelFormat::Xbgr1555, DrmFourcc::Xbgr1555, Some(b"XB15"), 16, [(0, 5), (5, 5), (10, 5), (0, 0)]),
-    row(PixelFormat::Abgr1555, DrmFourcc::Abgr1555, Some(b"AB15"), 16, [(0, 5), (5, 5), (10, 5), (15, 1)]),
-    row(PixelFormat::Rgb888,   DrmFourcc::Rgb888,   Some(b"BGR3"), 24, [(16, 8), (8, 8), (0, 8), (0, 0)]),
-    row(PixelFormat::Bgr888,   DrmFourcc::Bgr888,   Some(b"RGB3"), 24, [(0, 8), (8, 8), (16, 8), (0, 0)]),
-    row(PixelFormat::Xrgb8888, DrmFourcc::Xrgb8888, Some(b"XR24"), 32, [(16, 8), (8, 8), (0, 8), (0, 0)]),
-    row(PixelFormat::Argb8888, DrmFourcc::Argb8888, Some(b"AR24"), 32, [(16, 8), (8, 8), (0, 8), (24, 8)]),
-    row(PixelFormat::Xbgr8888, DrmFourcc::Xbgr8888, Some(b"XB24"), 32, [(0, 8), (8, 8), (16, 8), (0, 0)]),
-    row(PixelFormat::Abgr8888, DrmFourcc::Abgr8888, Some(b"AB24"), 32, [(0, 8), (8, 8), (16, 8), (24, 8)]),
-    row(PixelFormat::Rgbx8888, DrmFourcc::Rgbx8888, Some(b"RX24"), 32, [(24, 8), (16, 8), (8, 8), (0, 0)]),
-    row(PixelFormat::Rgba8888, DrmFourcc::Rgba8888, Some(b"RA24"), 32, [(24, 8), (16, 8), (8, 8), (0, 8)]),
-    row(PixelFormat::Bgrx8888, DrmFourcc::Bgrx8888, Some(b"BX24"), 32, [(8, 8), (16, 8), (24, 8), (0, 0)]),
-    row(PixelFormat::Bgra8888, DrmFourcc::Bgra8888, Some(b"BA24"), 32, [(8, 8), (16, 8), (24, 8), (0, 8)]),
+    row(PixelFormat::C8,       DrmFourcc::C8,        8, [(0, 8), (0, 8), (0, 8), (0, 0)]),
+    row(PixelFormat::Rgb565,   DrmFourcc::Rgb565,   16, [(11, 5), (5, 6), (0, 5), (0, 0)]),
+    row(PixelFormat::Bgr565,   DrmFourcc::Bgr565,   16, [(0, 5), (5, 6), (11, 5), (0, 0)]),
+    row(PixelFormat::Xrgb1555, DrmFourcc::Xrgb1555, 16, [(10, 5), (5, 5), (0, 5), (0, 0)]),
+    row(PixelFormat::Argb1555, DrmFourcc::Argb1555, 16, [(10, 5), (5, 5), (0, 5), (15, 1)]),
+    row(PixelFormat::Xbgr1555, DrmFourcc::Xbgr1555, 16, [(0, 5), (5, 5), (10, 5), (0, 0)]),
+    row(PixelFormat::Abgr1555, DrmFourcc::Abgr1555, 16, [(0, 5), (5, 5), (10, 5), (15, 1)]),
+    row(PixelFormat::Rgb888,   DrmFourcc::Rgb888,   24, [(16, 8), (8, 8), (0, 8), (0, 0)]),
+    row(PixelFormat::Bgr888,   DrmFourcc::Bgr888,   24, [(0, 8), (8, 8), (16, 8), (0, 0)]),
+    row(PixelFormat::Xrgb8888, DrmFourcc::Xrgb8888, 32, [(16, 8), (8, 8), (0, 8), (0, 0)]),
+    row(PixelFormat::Argb8888, DrmFourcc::Argb8888, 32, [(16, 8), (8, 8), (0, 8), (24, 8)]),
+    row(PixelFormat::Xbgr8888, DrmFourcc::Xbgr8888, 32, [(0, 8), (8, 8), (16, 8), (0, 0)]),
+    row(PixelFormat::Abgr8888, DrmFourcc::Abgr8888, 32, [(0, 8), (8, 8), (16, 8), (24, 8)]),
+    row(PixelFormat::Rgbx8888, DrmFourcc::Rgbx8888, 32, [(24, 8), (16, 8), (8, 8), (0, 0)]),
+    row(PixelFormat::Rgba8888, DrmFourcc::Rgba8888, 32, [(24, 8), (16, 8), (8, 8), (0, 8)]),
+    row(PixelFormat::Bgrx8888, DrmFourcc::Bgrx8888, 32, [(8, 8), (16, 8), (24, 8), (0, 0)]),
+    row(PixelFormat::Bgra8888, DrmFourcc::Bgra8888, 32, [(8, 8), (16, 8), (24, 8), (0, 8)]),
 ];
 
 impl PixelFormat {
@@ -178,25 +166,6 @@ impl PixelFormat {
         self.row().drm
     }
 
-    /// What DRM calls so, if it is one of ours.
-    #[must_use]
-    pub fn from_drm(drm: DrmFourcc) -> Option<Self> {
-        ROWS.iter().find(|row| row.drm == drm).map(|row| row.format)
-    }
-
-    /// `V4L2_PIX_FMT_*`, where there is one.
-    #[must_use]
-    pub fn v4l2(self) -> Option<u32> {
-        self.row().v4l2.map(u32::from_le_bytes)
-    }
-
-    /// What V4L2 calls so, if it is one of ours.
-    #[must_use]
-    pub fn from_v4l2(fourcc: u32) -> Option<Self> {
-        let is_it = |row: &&Row| row.v4l2.map(u32::from_le_bytes) == Some(fourcc);
-        ROWS.iter().find(is_it).map(|row| row.format)
-    }
-
     /// Are the colours where `DRM_FORMAT_XRGB8888` has them, so that hardware shows it as it is?
     #[must_use]
     pub fn is_shown_as_it_is(self) -> bool {
@@ -225,7 +194,6 @@ impl Bitfield {
 mod tests {
     use super::{PixelFormat, ROWS};
     use crate::abi::fb::{Bitfield, VarScreenInfo};
-    use drm_fourcc::DrmFourcc;
     use proptest::prelude::*;
 
     fn var_of(format: PixelFormat) -> VarScreenInfo {
@@ -242,16 +210,11 @@ mod tests {
     }
 
     #[test]
-    fn every_format_is_found_again_by_each_of_its_names() {
+    fn every_format_is_found_again_by_its_fields() {
         for format in PixelFormat::all() {
-            assert_eq!(PixelFormat::from_drm(format.drm()), Some(format));
             assert_eq!(PixelFormat::of_var(&var_of(format)), Some(format));
             assert_eq!(PixelFormat::wished(&var_of(format)), Some(format));
-            if let Some(v4l2) = format.v4l2() {
-                assert_eq!(PixelFormat::from_v4l2(v4l2), Some(format));
-            }
         }
-        assert_eq!(PixelFormat::from_drm(DrmFourcc::Nv12), None);
     }
 
     /// DRM's names say the fields from the most significant down, each with its bits.

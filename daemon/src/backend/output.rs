@@ -8,35 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vidcompat_proto::Errno;
-
-/// What hardware can show.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mode {
-    /// Pixels.
-    pub width: u32,
-    /// Lines.
-    pub height: u32,
-    /// Pictures in 1000 seconds.
-    pub refresh_mhz: u32,
-    /// Timing in fbdev's terms: pixclock (ps), left, right, upper, lower margin, hsync, vsync length, `FB_SYNC_*`,
-    /// `FB_VMODE_*`.
-    pub timing: Timing,
-}
-
-/// As `struct fb_var_screeninfo` has it.
-#[allow(missing_docs)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Timing {
-    pub pixclock: u32,
-    pub left_margin: u32,
-    pub right_margin: u32,
-    pub upper_margin: u32,
-    pub lower_margin: u32,
-    pub hsync_len: u32,
-    pub vsync_len: u32,
-    pub sync: u32,
-    pub vmode: u32,
-}
+use vidcompat_proto::screen::ScreenMode;
 
 /// Memory that the hardware can show as it is: 32 bits a pixel, `DRM_FORMAT_XRGB8888`.
 #[derive(Clone, Debug)]
@@ -90,7 +62,7 @@ pub trait Output: Send {
     /// For people, and for `fb_fix_screeninfo::id`: the driver's name.
     fn name(&self) -> &str;
     /// What it can show, the best first; never empty.
-    fn modes(&self) -> &[Mode];
+    fn modes(&self) -> &[ScreenMode];
     /// Millimetres, where known.
     fn size_mm(&self) -> Option<(u32, u32)>;
     /// Memory for a picture of the width of `modes()[mode]` and `lines` lines that can be shown without a copy. Asked for

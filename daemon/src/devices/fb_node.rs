@@ -202,6 +202,7 @@ fn fb_of_card(minor: u64) -> Option<(PathBuf, u32)> {
 mod tests {
     use super::{FbNode, FbNodeError, own_node, side_node};
     use crate::devices::FbSource;
+    use crate::devices::fb_source::NUMBERS;
     use std::path::Path;
 
     fn nodes(sources: &[&str]) -> Result<Vec<FbNode>, FbNodeError> {
@@ -229,17 +230,27 @@ mod tests {
 
     #[test]
     fn each_headless_framebuffer_has_the_next_name() {
-        if Path::new("/dev/fb0").exists() {
-            return; // a machine with a screen; the guest suite has both
-        }
-        let two = nodes(&["memory:8x8x32", "memory:8x8x32,as=2", "memory:8x8x32"]).expect("nodes");
-        let paths: Vec<_> = two
+        // Whatever screens this machine has.
+        let free: Vec<u32> = (0..NUMBERS)
+            .filter(|number| !Path::new(&format!("/dev/fb{number}")).exists())
+            .take(3)
+            .collect();
+        let [first, second, third] = *free else {
+            panic!("no three free names: {free:?}")
+        };
+        let any = "memory:8x8x32";
+        let wished = |number| format!("{any},as={number}");
+        let three = nodes(&[any, &wished(third), any]).expect("nodes");
+        let paths: Vec<_> = three
             .iter()
             .map(|fb| fb.node.path().display().to_string())
             .collect();
-        assert_eq!(paths, ["/dev/fb0", "/dev/fb2", "/dev/fb1"]);
+        assert_eq!(
+            paths,
+            [first, third, second].map(|number| format!("/dev/fb{number}"))
+        );
         assert!(matches!(
-            nodes(&["memory:8x8x32,as=1", "memory:8x8x32,as=1"]),
+            nodes(&[&wished(second), &wished(second)]),
             Err(FbNodeError::Taken(..))
         ));
     }

@@ -25,7 +25,7 @@ use self::memory::Memory;
 use self::paced::Paced;
 use self::present::Presenter;
 use crate::backend::framebuffer::{Framebuffer, FramebufferFile, Picture, ScreenMemory};
-use crate::backend::output::{Mode, Output};
+use crate::backend::output::Output;
 use crate::observe::model;
 
 /// How long a card may take to give its screen back when we end.
@@ -89,7 +89,7 @@ impl Screen {
 
     /// A screen on `output` and who shows it there.
     fn on(options: &ScreenOptions, mut output: Box<dyn Output>) -> io::Result<(Arc<Desk>, Presenter)> {
-        let modes: Vec<_> = output.modes().iter().map(of_output).collect();
+        let modes = output.modes().to_vec();
         let direct = if options.direct {
             direct(&mut *output, &modes)
         } else {
@@ -201,26 +201,6 @@ fn unseen(size: Option<(u32, u32)>) -> ScreenMode {
         height,
         refresh_mhz: 60_000,
         timing: ModeTiming::default(),
-    }
-}
-
-fn of_output(mode: &Mode) -> ScreenMode {
-    let timing = mode.timing;
-    ScreenMode {
-        width: mode.width,
-        height: mode.height,
-        refresh_mhz: mode.refresh_mhz,
-        timing: ModeTiming {
-            pixclock: timing.pixclock,
-            left_margin: timing.left_margin,
-            right_margin: timing.right_margin,
-            upper_margin: timing.upper_margin,
-            lower_margin: timing.lower_margin,
-            hsync_len: timing.hsync_len,
-            vsync_len: timing.vsync_len,
-            sync: timing.sync,
-            vmode: timing.vmode,
-        },
     }
 }
 

@@ -14,7 +14,7 @@ pub struct ScreenMode {
     pub timing: ModeTiming,
 }
 
-/// As `struct fb_var_screeninfo` has it.
+/// As `struct fb_var_screeninfo` has it: pixclock (ps), margins, lengths of the pulses, `FB_SYNC_*`, `FB_VMODE_*`.
 #[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ModeTiming {

@@ -6,10 +6,10 @@ use std::ops::{Bound, RangeBounds as _};
 use drm::control::{
     Device as _, Mode as DrmMode, ModeFlags, ModeTypeFlags, ResourceHandles, connector, crtc, property,
 };
+use vidcompat_proto::screen::{ModeTiming, ScreenMode};
 
 use super::KmsError;
 use super::card::Card;
-use crate::backend::output::{Mode, Timing};
 
 /// `FB_SYNC_*` and `FB_VMODE_*` (uapi/linux/fb.h).
 const FB_SYNC_HOR_HIGH_ACT: u32 = 1;
@@ -34,7 +34,7 @@ pub struct Choice {
     /// What can be shown, the best first, as the card has it.
     pub drm_modes: Vec<DrmMode>,
     /// The same, as fbdev has it.
-    pub modes: Vec<Mode>,
+    pub modes: Vec<ScreenMode>,
     /// Lines that a framebuffer may have.
     pub most_lines: u32,
     /// Millimetres.
@@ -143,18 +143,18 @@ fn usable_modes(modes: &[DrmMode]) -> Vec<DrmMode> {
 
 /// A mode as fbdev has it (drivers/video/fbdev/core/modedb.c, drivers/video/of_videomode.c: the margins are what lies
 /// between the picture and the pulse).
-fn mode(drm: &DrmMode) -> Mode {
+fn mode(drm: &DrmMode) -> ScreenMode {
     let (width, height) = drm.size();
     let (hsync_start, hsync_end, htotal) = drm.hsync();
     let (vsync_start, vsync_end, vtotal) = drm.vsync();
     let flags = drm.flags();
     let bit = |flag, value| if flags.contains(flag) { value } else { 0 };
     let gap = |from: u16, to: u16| u32::from(to.saturating_sub(from));
-    Mode {
+    ScreenMode {
         width: u32::from(width),
         height: u32::from(height),
         refresh_mhz: refresh_mhz(drm),
-        timing: Timing {
+        timing: ModeTiming {
             // KHZ2PICOS
             pixclock: 1_000_000_000_u32.checked_div(drm.clock()).unwrap_or(0),
             left_margin: gap(hsync_end, htotal),
@@ -230,7 +230,7 @@ mod tests {
     fn a_mode_has_the_timing_that_fbset_would_print() {
         let mode = mode(&full_hd().into());
         assert_eq!((mode.width, mode.height, mode.refresh_mhz), (1920, 1080, 60_000));
-        let expected = Timing {
+        let expected = ModeTiming {
             pixclock: 6734,
             left_margin: 148,
             right_margin: 88,
@@ -270,7 +270,7 @@ mod tests {
         };
         let mode = mode(&bare.into());
         assert_eq!(mode.refresh_mhz, 60_000);
-        assert_eq!(mode.timing, Timing::default());
+        assert_eq!(mode.timing, ModeTiming::default());
     }
 
     #[test]

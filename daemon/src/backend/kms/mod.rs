@@ -31,8 +31,9 @@ use drm::buffer::{Buffer as _, DrmFourcc};
 use drm::control::Device as _;
 use drm::{Device as _, DriverCapability};
 use vidcompat_proto::Errno;
+use vidcompat_proto::screen::ScreenMode;
 
-use super::output::{Canvas, Direct, Hidden, Mode, Output, Rect, Vsync};
+use super::output::{Canvas, Direct, Hidden, Output, Rect, Vsync};
 use crate::sys::{CpuUse, Mapping, is_in_graphics_mode, prime_export};
 use card::{Card, errno};
 use choose::Choice;
@@ -366,7 +367,7 @@ impl Output for Kms {
         &self.driver
     }
 
-    fn modes(&self) -> &[Mode] {
+    fn modes(&self) -> &[ScreenMode] {
         &self.choice.modes
     }
 

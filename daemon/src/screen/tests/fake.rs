@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use vidcompat_proto::Errno;
+use vidcompat_proto::screen::{ModeTiming, ScreenMode};
 
-use crate::backend::output::{Canvas, Direct, Hidden, Mode, Output, Rect, Timing, Vsync};
+use crate::backend::output::{Canvas, Direct, Hidden, Output, Rect, Vsync};
 use crate::sys::SteadyMemory;
 
 pub(super) const WIDTH: u32 = 32;
@@ -87,18 +88,18 @@ impl Fake {
 
 pub(super) struct FakeOutput {
     fake: Fake,
-    modes: Vec<Mode>,
+    modes: Vec<ScreenMode>,
     canvases: [Vec<u8>; 2],
     front: usize,
 }
 
 impl FakeOutput {
     pub(super) fn of(fake: &Fake) -> Box<dyn Output> {
-        let mode = |width, height| Mode {
+        let mode = |width, height| ScreenMode {
             width,
             height,
             refresh_mhz: 60_000,
-            timing: Timing::default(),
+            timing: ModeTiming::default(),
         };
         Box::new(Self {
             fake: fake.clone(),
@@ -114,7 +115,7 @@ impl Output for FakeOutput {
         "fake"
     }
 
-    fn modes(&self) -> &[Mode] {
+    fn modes(&self) -> &[ScreenMode] {
         &self.modes
     }
 
@@ -165,7 +166,7 @@ impl Output for FakeOutput {
     }
 
     fn canvas(&mut self, mode: usize, back: bool) -> Result<Canvas<'_>, Errno> {
-        let Mode { width, height, .. } = self.modes[mode];
+        let ScreenMode { width, height, .. } = self.modes[mode];
         let canvas = &mut self.canvases[self.front ^ usize::from(back)];
         let size = usize::try_from(PITCH * height).expect("small");
         if canvas.len() != size {
