@@ -33,7 +33,3 @@ mod sys;
 #[cfg(test)]
 mod testing;
 mod video;
-
-/// `vidcompat doctor` finds the version of an installed library by this.
-#[used]
-static VERSION: &str = concat!("vidcompat-shim ", env!("CARGO_PKG_VERSION"), "\0");

@@ -19,6 +19,12 @@ use crate::map::{Wanted, map};
 use crate::video::{self, Way};
 use crate::{adopt, next, node, seek, sys};
 
+/// `vidcompat doctor` finds the version of an installed library by this. Exported, because what `#[used]` keeps Debian's linker
+/// throws away for i386.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+#[allow(non_upper_case_globals)]
+pub static vidcompat_shim_version: &str = concat!("vidcompat-shim ", env!("CARGO_PKG_VERSION"), "\0");
+
 /// The kernel has 32 bits of a request; old programs pass it sign-extended.
 const fn command(request: c_ulong) -> Command {
     #[allow(clippy::cast_possible_truncation)]

@@ -36,8 +36,12 @@ fn user(root: bool) -> Finding {
         return Finding::ok("user", "root");
     }
     let mut groups = vec![getegid()];
-    groups.extend(getgroups().unwrap_or_default());
-    groups.dedup();
+    groups.extend(
+        getgroups()
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|group| *group != getegid()),
+    );
     let name = |gid: Gid| Group::from_gid(gid).ok().flatten().map(|group| group.name);
     let names: Vec<_> = groups.into_iter().filter_map(name).collect();
     let what = match names.is_empty() {
