@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 
 use crate::client::{AT_ONCE, Client};
-use crate::daemon::Daemon;
+use crate::daemon::{self, Daemon};
 use crate::report::figure;
 use crate::setup::{CONTIG, SPARE, Test, is_free};
 use crate::sys::{self, Pages};
@@ -192,6 +192,8 @@ fn deadlock() -> anyhow::Result<()> {
 }
 
 fn deadlock_alone() -> anyhow::Result<()> {
+    // It may have the other device.
+    daemon::stop_shared();
     let environment = hanging("lock")?;
     let environment: Vec<_> = environment
         .iter()
