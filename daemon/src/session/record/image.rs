@@ -225,6 +225,11 @@ pub enum Lost {
     /// A file.
     #[error("{0} is not in the store")]
     Missing(String),
+    /// Itself.
+    #[error(
+        "vidcompatd has ended again and again when it was taken up; please report this, with what the log says of the ends"
+    )]
+    Deadly,
     /// The device.
     #[error("its device does not go on with it: {0}")]
     Device(String),

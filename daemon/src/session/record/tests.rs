@@ -184,6 +184,27 @@ fn a_session_is_read_as_it_was_written() {
 }
 
 #[test]
+fn whose_memory_stands_in_a_buffer_is_written_down_although_it_was_forgotten() {
+    let mut clients = Clients::default();
+    let us = clients.of_thread(std::process::id()).expect("ourselves");
+    let (mut capture, mut output) = (userptr(), userptr());
+    for queue in [&mut capture, &mut output] {
+        for slot in queue.slots.values_mut() {
+            slot.client = Some(Arc::clone(us.client()));
+        }
+    }
+    let image = Image::read(&written(&capture, &output)).expect("what was just written");
+    let [client] = &image.clients[..] else {
+        panic!("{:?}", image.clients);
+    };
+    assert_eq!(client.key, us.client().key());
+    assert_eq!(image.capture.slots[0].client, Some(client.key));
+    let pid = nix::unistd::Pid::from_raw(client.pid);
+    let again = crate::client::Client::again(client.key, pid, client.identity).expect("it lives");
+    assert_eq!(again.process(), nix::unistd::getpid());
+}
+
+#[test]
 fn a_queue_is_read_as_it_was_written() {
     let image = Image::read(&written(&userptr(), &passed())).expect("what was just written");
     let queue = image.capture;
