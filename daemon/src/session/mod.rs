@@ -172,7 +172,7 @@ impl Session {
                 }
             })?;
         let keeping = shelf.and_then(|shelf| {
-            let begun = Keeping::begin(shelf, fh, node.descriptor());
+            let begun = Keeping::begin(shelf, fh, opening.uid, node.descriptor());
             begun
                 .inspect_err(|error| {
                     tracing::warn!(

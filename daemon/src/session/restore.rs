@@ -97,7 +97,8 @@ impl Session {
                 return Err(lost);
             }
         };
-        let keeping = Keeping::again(shelf, fh, record, next_number(shelf, fh, &image, inheritance));
+        let next_number = next_number(shelf, fh, &image, inheritance);
+        let keeping = Keeping::again(shelf, fh, image.opening.uid, record, next_number);
         let name = shelf.name("device", fh);
         let file = inheritance.remove(&name).ok_or(Lost::Missing(name))?;
         let gone = |error: std::io::Error| Lost::Device(error.to_string());
