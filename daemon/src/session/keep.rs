@@ -194,6 +194,7 @@ impl Session {
             tickets: &state.tickets,
             exports: &state.exports,
             last_ticket: self.exported.last(),
+            once: state.once,
         };
         // Without one of its buffers the rest means nothing.
         let committed = match all_kept {

@@ -126,6 +126,7 @@ impl Session {
             poll_handle: sleeper.unwrap_or_default(),
             tokens: image.tokens,
             last_event: image.event,
+            once: image.once,
             tickets: image.tickets,
             exports: image.exports,
             ..State::default()
@@ -298,7 +299,7 @@ impl Restoring<'_> {
                 .and_then(|key| self.clients.iter().find(|client| client.key() == key))
                 .map(Arc::clone),
             ways: Arc::new(
-                ways.map(|way| Arc::new(Way::inherited(way.claim, way.is_imported)))
+                ways.map(|way| Arc::new(Way::inherited(way.claim, way.is_imported, way.marks.clone())))
                     .collect(),
             ),
         })

@@ -16,6 +16,7 @@ use crate::memory::{BounceBuffer, Provider};
 use crate::resolve::Importer;
 use crate::session::adoption::Lent;
 use crate::session::ledger::{Done, Entry, Place, UnderWay};
+use crate::session::once::Once;
 use crate::session::passed::{Imported, Passed};
 use crate::session::queues::{QueueState, Slot};
 use crate::session::serve::Way;
@@ -37,6 +38,7 @@ pub(in crate::session) struct View<'a> {
     pub(in crate::session) tickets: &'a [(u32, ExportedPlane)],
     pub(in crate::session) exports: &'a [ExportImage],
     pub(in crate::session) last_ticket: u32,
+    pub(in crate::session) once: Option<Once>,
 }
 
 impl Serialize for View<'_> {
@@ -50,6 +52,7 @@ impl Serialize for View<'_> {
             self.tickets,
             self.exports,
             self.last_ticket,
+            self.once,
         );
         (
             VERSION,
@@ -182,6 +185,7 @@ impl Serialize for WaysView<'_> {
         serializer.collect_seq(self.0.iter().map(|way| WayImage {
             claim: way.claim,
             is_imported: way.is_imported(),
+            marks: way.marks(),
         }))
     }
 }
