@@ -94,6 +94,7 @@ impl Tries {
         if file.read_exact_at(rows.as_mut_bytes(), 0).is_err() {
             rows = [Row::default(); ROWS];
         }
+        let was_in_hand = rows.iter().any(|row| row.kind != 0);
         for row in &mut rows {
             if row.is_old != 0 {
                 // The daemon before us has not seen it: it will not come again.
@@ -108,7 +109,9 @@ impl Tries {
             rows: Mutex::new(rows),
             _kept: kept,
         };
-        tries.write(rows.as_bytes(), 0);
+        if was_in_hand {
+            tries.write(rows.as_bytes(), 0);
+        }
         tries
     }
 
