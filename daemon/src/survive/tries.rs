@@ -169,7 +169,9 @@ impl Tries {
 }
 
 fn empty() -> io::Result<File> {
-    Ok(memfd_create(c"vidcompat-tries", MFdFlags::MFD_CLOEXEC)?.into())
+    let file = File::from(memfd_create(c"vidcompat-tries", MFdFlags::MFD_CLOEXEC)?);
+    file.set_len((ROWS * size_of::<Row>()) as u64)?;
+    Ok(file)
 }
 
 /// Something in hand.
