@@ -27,7 +27,7 @@ use crate::survive::{Inheritance, Kept, Store, Tries};
 /// Idle threads that serve ready devices end after this.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// How long everything waits for one device that goes on where a daemon before us has ended, and how long its own clients do.
-const MOMENT: Duration = Duration::from_secs(2);
+const MOMENT: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(20);
 
 /// A node that programs can open.

@@ -14,6 +14,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::Serialize;
 
 use super::ledger::UnderWay;
+use super::queues::Slots;
 use super::record::{Opening, UNWRITTEN, View};
 use super::{Session, State};
 use crate::memory::BounceBuffer;
@@ -260,12 +261,19 @@ impl Session {
     /// Every dma-buf of ours is in the store before it stands in a record. `false`: one is not.
     fn put_buffers(&self, state: &State, keeping: &Keeping) -> bool {
         let put = |plane: &BounceBuffer| plane.keep(|dma_buf| keeping.put(dma_buf));
-        let planes = state.queues.each().into_iter().flat_map(|queue| {
-            let slots = queue.slots.values().filter_map(|slot| slot.planes.as_ref());
-            slots.flat_map(|planes| planes.iter())
-        });
-        let outcome = planes.map(put).find(Result::is_err);
-        if let Some(Err(error)) = &outcome
+        let put_all = |slots: &Slots| {
+            let planes = slots.values().filter_map(|slot| slot.planes.as_ref());
+            let outcome = planes.flat_map(|planes| planes.iter()).try_for_each(put);
+            outcome.inspect_err(|_| slots.still_new())
+        };
+        let new = state
+            .queues
+            .each()
+            .map(|queue| &queue.slots)
+            .into_iter()
+            .filter(|slots| slots.take_new());
+        let outcome = new.map(put_all).fold(Ok(()), io::Result::and);
+        if let Err(error) = &outcome
             && !keeping.said.swap(true, Ordering::Relaxed)
         {
             let why = match error.raw_os_error() {
@@ -278,7 +286,7 @@ impl Session {
                  FileDescriptorStoreMax= says how many there may be"
             );
         }
-        outcome.is_none()
+        outcome.is_ok()
     }
 
     /// A token of the shim's that user `uid` was given stays valid.
