@@ -198,7 +198,7 @@ impl Client {
     /// `ESRCH` where it has ended, or another program has taken its place; what /proc says.
     pub fn again(key: ClientKey, process: Pid, identity: Identity) -> io::Result<Self> {
         NEXT_KEY.fetch_max(key.0.saturating_add(1), Ordering::Relaxed);
-        let client = Self::called(key, process, process)?;
+        let client = Self::called(key, process, identity.thread_of(process)?)?;
         if client.identity != identity {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
@@ -214,7 +214,7 @@ impl Client {
             key,
             process,
             // Behind the pidfd, which says whether it was the same process all the time.
-            identity: Identity::of(process)?,
+            identity: Identity::of(process, tid)?,
             pidfd,
             memory: RemoteMemory::open(tid)?,
             maps: File::open(format!("/proc/{tid}/maps"))?,
@@ -357,19 +357,14 @@ impl Clients {
         self.processes.iter()
     }
 
-    /// Clients of a session that a daemon before us has had.
+    /// Clients of a session that a daemon before us has had; of too many the last.
     #[must_use]
-    pub fn again(processes: Vec<Arc<Client>>) -> Self {
+    pub fn again(mut processes: Vec<Arc<Client>>) -> Self {
+        processes.drain(..processes.len().saturating_sub(MAX_PROCESSES));
         Self {
             processes,
             threads: Vec::new(),
         }
-    }
-
-    /// The client with this key, if it is remembered.
-    #[must_use]
-    pub fn with_key(&self, key: ClientKey) -> Option<&Arc<Client>> {
-        self.processes.iter().find(|client| client.key == key)
     }
 
     fn remembered(&self, tid: Pid) -> Option<Arc<Client>> {

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use fuser::PollEvents;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -13,6 +13,7 @@ use zerocopy::IntoBytes;
 
 use super::interrupts::Interrupts;
 use super::under_way::UnderWay;
+use crate::survive::Tries;
 
 /// Most bytes in one READ or WRITE: the kernel's `FUSE_DEFAULT_MAX_PAGES_PER_REQ` of 32 pages (fs/fuse/fuse_i.h).
 pub const MAX_IO: u32 = 131_072;
@@ -31,6 +32,7 @@ pub struct Channel {
     file: File,
     interrupts: Interrupts,
     under_way: UnderWay,
+    tries: OnceLock<Arc<Tries>>,
 }
 
 impl Channel {
@@ -51,6 +53,7 @@ impl Channel {
             file: File::from(fd),
             interrupts: Interrupts::default(),
             under_way: UnderWay::default(),
+            tries: OnceLock::new(),
         })
     }
 
@@ -76,6 +79,18 @@ impl Channel {
     /// What the threads of this channel work on.
     pub fn under_way(&self) -> &UnderWay {
         &self.under_way
+    }
+
+    /// From now on it is counted how many daemons have ended over a request that is sent again.
+    pub fn count(&self, tries: Arc<Tries>) {
+        // Once: when the channel is made or taken over.
+        drop(self.tries.set(tries));
+    }
+
+    /// Where that is counted.
+    #[must_use]
+    pub fn tries(&self) -> Option<&Tries> {
+        self.tries.get().map(|tries| &**tries)
     }
 
     /// Reads one request. `buffer` has [`READ_BUFFER`] bytes. 0: the other end is gone.

@@ -12,8 +12,11 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use fuser::Errno;
+
 use super::channel::{Channel, READ_BUFFER};
 use super::request::{ParseError, Request, parse};
+use crate::survive::What;
 
 /// Threads of one channel, so driver calls that may be under way at once, and the reader.
 const MAX_THREADS: usize = 128;
@@ -132,6 +135,20 @@ impl<H: Handler> Readers<H> {
     }
 
     fn handle(&self, request: Request<'_>, turn: &Turn<'_>) {
+        let resent = request.operation.resent().map(What::Request);
+        let taken_up = match (self.channel.tries(), resent) {
+            (Some(tries), Some(what)) => tries.take_up(what).map(Some),
+            _ => Some(None),
+        };
+        let Some(_taken_up) = taken_up else {
+            tracing::error!(
+                client_tid = request.caller.tid,
+                "vidcompatd has ended again and again over one request ({:?}): it is answered EIO; please report this, with \
+                 what the log says of the ends",
+                request.operation
+            );
+            return request.operation.fail(Errno::EIO);
+        };
         // A bug met by one client must not take the node from all: its request is answered EIO as the reply is
         // dropped, and the thread goes on.
         let outcome = panic::catch_unwind(AssertUnwindSafe(|| self.handler.handle(request, turn)));

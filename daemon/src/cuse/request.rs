@@ -102,6 +102,37 @@ pub enum Operation<'a> {
     },
 }
 
+impl Operation<'_> {
+    /// The number that it had first, where a daemon before us has had it already and has not answered.
+    pub(super) fn resent(&self) -> Option<u64> {
+        fn of<K>(reply: &Reply<K>) -> Option<u64> {
+            reply.is_resent().then(|| reply.first_unique())
+        }
+        match self {
+            Self::Open { reply, .. } => of(reply),
+            Self::Release { reply, .. } => of(reply),
+            Self::Read { reply, .. } => of(reply),
+            Self::Write { reply, .. } => of(reply),
+            Self::Ioctl(ioctl) => of(&ioctl.reply),
+            Self::Poll { reply, .. } => of(reply),
+            Self::Interrupt { .. } => None,
+        }
+    }
+
+    /// Answers it with an error, whatever it is.
+    pub(super) fn fail(self, errno: Errno) {
+        match self {
+            Self::Open { reply, .. } => reply.error(errno),
+            Self::Release { reply, .. } => reply.error(errno),
+            Self::Read { reply, .. } => reply.error(errno),
+            Self::Write { reply, .. } => reply.error(errno),
+            Self::Ioctl(ioctl) => ioctl.reply.error(errno),
+            Self::Poll { reply, .. } => reply.error(errno),
+            Self::Interrupt { .. } => {}
+        }
+    }
+}
+
 /// An ioctl. Of a restricted node the kernel has copied what the number says; of an unrestricted one nothing before it was
 /// asked to ([`Reply::retry`]). Then the same ioctl comes as a request of its own, that nothing ties to the one before.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! A V4L2 node of ours: CUSE requests to sessions, session answers to CUSE replies.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -25,9 +25,9 @@ use crate::cuse::{
 };
 use crate::observe::model;
 use crate::session::{
-    Blocking, BoxedWaiter, CallId, Device, Opening, Orphaned, Piece, Requester, Session, Shelf, Waiter,
+    Blocking, BoxedWaiter, CallId, Device, Lost, Opening, Orphaned, Piece, Requester, Session, Shelf, Waiter,
 };
-use crate::survive::Inheritance;
+use crate::survive::{Inheritance, Tries, What};
 
 /// The front end of one real node.
 pub struct VideoNode {
@@ -39,6 +39,8 @@ pub struct VideoNode {
     shelf: Option<Shelf>,
     /// Who sleeps in poll(2) on files that could not go on.
     orphans: Mutex<Vec<u64>>,
+    /// Files of a daemon before us are being taken up: how many is not known yet.
+    restoring: AtomicBool,
 }
 
 struct Open {
@@ -72,6 +74,7 @@ impl VideoNode {
             next_fh: AtomicU64::new(later_than_any_before()),
             shelf,
             orphans: Mutex::default(),
+            restoring: AtomicBool::new(false),
         })
     }
 
@@ -79,8 +82,9 @@ impl VideoNode {
     /// go on is left to be given up: its clients are told that the device is gone.
     /// `false`: it is not known who sleeps on one of them, so only the end of the node wakes them.
     #[must_use]
-    pub fn restore(&self, inheritance: &mut Inheritance) -> bool {
+    pub fn restore(&self, inheritance: &mut Inheritance, tries: Option<&Tries>) -> bool {
         let Some(shelf) = &self.shelf else { return true };
+        self.restoring.store(true, Ordering::Relaxed);
         let mut all_known = true;
         let beginning = format!("record.{}.", shelf.node());
         let handles: Vec<u64> = inheritance
@@ -88,7 +92,12 @@ impl VideoNode {
             .filter_map(|name| name.strip_prefix(&beginning)?.parse().ok())
             .collect();
         for fh in handles {
-            match Session::restore(&self.device, shelf, fh, inheritance) {
+            let taken_up = tries.map(|tries| tries.take_up(What::File(fh)));
+            let restored = match &taken_up {
+                Some(None) => Err(Session::give_up(shelf, fh, inheritance, Lost::Deadly)),
+                _ => Session::restore(&self.device, shelf, fh, inheritance),
+            };
+            match restored {
                 Ok(session) => self.take_over(fh, session),
                 Err(Orphaned { why, sleeper }) => {
                     tracing::warn!(
@@ -100,6 +109,7 @@ impl VideoNode {
                 }
             }
         }
+        self.restoring.store(false, Ordering::Relaxed);
         all_known
     }
 
@@ -161,9 +171,9 @@ impl VideoNode {
         self.device.told_totals()
     }
 
-    /// How many files are open.
+    /// How many files are open. As long as that is not known, one more.
     pub fn open_files(&self) -> usize {
-        self.sessions().len()
+        self.sessions().len() + usize::from(self.restoring.load(Ordering::Relaxed))
     }
 
     /// What is open, for status, in the order of opening.

@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::files::Files;
+use crate::survive::ENDED_BY;
 use crate::sys;
 
 /// A daemon that says `WATCHDOG=1` has to say it again within this time.
@@ -26,7 +27,8 @@ pub(super) const WATCHDOG: Duration = Duration::from_secs(30);
 const OURSELVES: &str = "/proc/self/exe";
 
 /// What we do not pass on: it was meant for us, or says something else to the daemon.
-const NOT_PASSED_ON: [&str; 9] = [
+const NOT_PASSED_ON: [&str; 10] = [
+    ENDED_BY,
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
@@ -88,9 +90,14 @@ impl Start {
         Self::new(own_path(), args, socket, most)
     }
 
-    /// Starts it with `files`.
-    pub(super) fn start(&self, files: &Files) -> io::Result<Daemon> {
+    /// Starts it with `files`, and tells it how the one `before` it has ended.
+    pub(super) fn start(&self, files: &Files, before: Option<End>) -> io::Result<Daemon> {
         let mut environment = self.environment.clone();
+        let ended_by = match before {
+            Some(End::Signal(signal)) => signal.as_str(),
+            Some(End::Status(_)) | None => "",
+        };
+        environment.extend(variable(OsStr::new(ENDED_BY), OsStr::new(ended_by)));
         if files.len() > 0 {
             let names: Vec<_> = files.iter().map(|(name, _)| name).collect();
             let told = [

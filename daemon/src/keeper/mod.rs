@@ -121,8 +121,9 @@ impl Keeper {
 
     /// Until it is over. What a shell is to be told then.
     fn keep(&mut self, wishes: &impl Wishes) -> u8 {
+        let mut before = None;
         loop {
-            let (ready, end) = match self.start.start(&self.files) {
+            let (ready, end) = match self.start.start(&self.files, before) {
                 Ok(mut daemon) => {
                     let end = self.attend(&mut daemon, wishes);
                     (daemon.ready, end)
@@ -144,6 +145,7 @@ impl Keeper {
                 End::Status(_) if !self.was_ready => return end.code(),
                 _ => {}
             }
+            before = Some(end);
             self.missing.get_or_insert_with(Instant::now);
             let files = self.files.len();
             let lived = ready.map(|since| since.elapsed());

@@ -28,6 +28,7 @@ use crate::observe::control::Control;
 use crate::observe::scrape::Metrics;
 use crate::resolve::{OwnBuffers, Policy, Rule};
 use crate::session::DeviceOptions;
+use crate::survive::tell_end;
 use crate::sys;
 use nodes::Nodes;
 use observed::Observed;
@@ -111,6 +112,7 @@ pub fn run(options: &Options) -> Result<(), ServiceError> {
 /// Gives real nodes the names back that a daemon which is no more had taken: `--give-back`, which the unit runs when the daemon
 /// has ended (`ExecStopPost=`). Where that was killed and its nodes are kept for the next one, which comes at once, they stay.
 pub fn give_back() -> ExitCode {
+    tell_end();
     // systemd.exec(5). A daemon that ends by itself, or that is stopped, may have no successor.
     let result = std::env::var("SERVICE_RESULT").unwrap_or_default();
     let was_killed = matches!(&*result, "signal" | "core-dump" | "watchdog");

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -21,10 +22,13 @@ use crate::frontend::shim::Shims;
 use crate::frontend::video::VideoNode;
 use crate::observe::model;
 use crate::session::{Device, DeviceOptions, Shelf};
-use crate::survive::{Inheritance, Kept, Store};
+use crate::survive::{Inheritance, Kept, Store, Tries};
 
 /// Idle threads that serve ready devices end after this.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// How long everything waits for one device that goes on where a daemon before us has ended, and how long its own clients do.
+const MOMENT: Duration = Duration::from_secs(1);
+const SILENCE: Duration = Duration::from_secs(20);
 
 /// A node that programs can open.
 pub(super) struct Served {
@@ -142,11 +146,15 @@ impl Making {
         if !was_inherited {
             std::mem::take(&mut left).give_up(self.survival.store());
         }
+        self.count(node_name, &channel, kept.is_some(), &mut left);
         let front = VideoNode::new(device, Arc::clone(&self.shims), shelf);
         let name = real.display().to_string();
         self.watchdog.add(&name, side.node(), &channel, Some(&handle));
-        let goes_on = !was_inherited || resume(&front, &channel, left, self.survival.store());
-        let (id, server) = self.serve(channel, Arc::clone(&front), &name)?;
+        let resume = {
+            let (front, store) = (Arc::clone(&front), Arc::clone(self.survival.store()));
+            move |channel: &Arc<Channel>| !was_inherited || resume(&front, channel, left, &store)
+        };
+        let (id, server) = self.serve(channel, Arc::clone(&front), side.node(), &name, resume)?;
         let served = Served {
             id,
             name,
@@ -158,10 +166,6 @@ impl Making {
             kept,
             _waiting: Some(waiting),
         };
-        // It is made anew when the end is reported.
-        if !goes_on && let Err(error) = served.node.abort() {
-            tracing::error!(device = served.name, %error, "who waits for a lost file waits for the end of the node");
-        }
         // Who may open it is settled already, and may have been changed since.
         if was_inherited {
             Ok(served)
@@ -191,17 +195,24 @@ impl Making {
             .as_ref()
             .map(|_| fb::Shelf::new(self.survival.store(), node_name));
         let mut left = self.survival.of_node(node_name);
+        self.count(node_name, &channel, kept.is_some(), &mut left);
         let front = fb::FbNode::new(framebuffer, Arc::clone(&self.shims), shelf);
         let name = source.name();
         self.watchdog.add(&name, &node, &channel, None);
-        if was_inherited {
-            front.restore(&mut left);
-        }
-        left.give_up(self.survival.store());
-        if was_inherited {
-            ask_again(&channel);
-        }
-        let (id, server) = self.serve(channel, Arc::clone(&front), &name)?;
+        let resume = {
+            let (front, store) = (Arc::clone(&front), Arc::clone(self.survival.store()));
+            move |channel: &Arc<Channel>| {
+                if was_inherited {
+                    front.restore(&mut left);
+                }
+                left.give_up(&store);
+                if was_inherited {
+                    ask_again(channel);
+                }
+                true
+            }
+        };
+        let (id, server) = self.serve(channel, Arc::clone(&front), &node, &name, resume)?;
         let served = Served {
             id,
             name,
@@ -220,22 +231,107 @@ impl Making {
         }
     }
 
+    /// Counts how many daemons end over the same thing, in a node that outlives us.
+    fn count(&self, node: &str, channel: &Channel, is_kept: bool, left: &mut Inheritance) {
+        if !is_kept {
+            return;
+        }
+        match Tries::of_node(self.survival.store(), node, left) {
+            Ok(tries) => channel.count(tries),
+            Err(error) => {
+                tracing::warn!(node, %error, "it is not counted how often vidcompatd ends over one request")
+            }
+        }
+    }
+
+    /// Serves `channel` on a thread of its own, which first of all goes on where a daemon before us has ended (`resume`):
+    /// a device that hangs in that must hold up no other one. It is waited for a moment. `resume` says whether everybody who
+    /// waits can be told; else only the end of the node does.
     fn serve(
         &self,
         channel: Arc<Channel>,
         handler: impl Handler,
+        node: &Node,
         name: &str,
+        resume: impl FnOnce(&Arc<Channel>) -> bool + Send + 'static,
     ) -> Result<(u64, JoinHandle<()>), ServiceError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let (report_end, name) = (self.report_end.clone(), name.to_owned());
+        let report_end = self.report_end.clone();
+        let resuming = Resuming::of(node, name);
+        let name = name.to_owned();
+        let (resumed, has_resumed) = std::sync::mpsc::channel();
         let server = thread::Builder::new().name("cuse-reader".into()).spawn(move || {
+            let goes_on = resume(&channel);
+            // Nobody listens any more when it was too late.
+            let _ = resumed.send(goes_on);
             if let Err(error) = serve(channel, handler) {
                 tracing::error!(device = name, %error, "the channel of a node broke");
             }
             // Nobody listens any more when the end was asked for.
             let _ = report_end.send(id);
         });
-        Ok((id, server.map_err(ServiceError::System)?))
+        let server = server.map_err(ServiceError::System)?;
+        resuming.wait(has_resumed)?;
+        Ok((id, server))
+    }
+}
+
+/// A node that goes on where a daemon before us has ended.
+struct Resuming {
+    node: Node,
+    name: String,
+}
+
+impl Resuming {
+    fn of(node: &Node, name: &str) -> Self {
+        Self {
+            node: node.clone(),
+            name: name.to_owned(),
+        }
+    }
+
+    /// Until it does, or [`MOMENT`] has passed; from then on somebody else waits, until [`SILENCE`].
+    fn wait(self, has_resumed: Receiver<bool>) -> Result<(), ServiceError> {
+        match has_resumed.recv_timeout(MOMENT) {
+            Err(RecvTimeoutError::Timeout) => {}
+            outcome => {
+                self.resumed(outcome.unwrap_or(false));
+                return Ok(());
+            }
+        }
+        tracing::warn!(
+            device = self.name,
+            "the device does not answer for the files that a daemon before us has had open: their programs wait; the other \
+             devices go on"
+        );
+        let later = thread::Builder::new().name("resuming".into()).spawn(move || {
+            match has_resumed.recv_timeout(SILENCE - MOMENT) {
+                Err(RecvTimeoutError::Timeout) => {
+                    tracing::error!(
+                        device = self.name,
+                        "the device has not answered for {} s: its node is ended, and who waits for it is told; it is served \
+                         again when its driver answers",
+                        SILENCE.as_secs()
+                    );
+                    self.abort();
+                }
+                outcome => self.resumed(outcome.unwrap_or(false)),
+            }
+        });
+        later.map(drop).map_err(ServiceError::System)
+    }
+
+    fn resumed(&self, goes_on: bool) {
+        if !goes_on {
+            self.abort();
+        }
+    }
+
+    /// It is made anew when the end is reported.
+    fn abort(&self) {
+        if let Err(error) = self.node.abort() {
+            tracing::error!(device = self.name, %error, "who waits for a lost file waits for the end of the node");
+        }
     }
 }
 
@@ -250,7 +346,7 @@ fn open(node: &Node) -> Result<(Arc<Channel>, Kernel), ServiceError> {
 /// Goes on where a daemon before us was ended: its files first, then the requests that it has not answered. `false`: there may
 /// be somebody whom only the end of the node wakes.
 fn resume(front: &VideoNode, channel: &Arc<Channel>, mut left: Inheritance, store: &Arc<Store>) -> bool {
-    let goes_on = front.restore(&mut left);
+    let goes_on = front.restore(&mut left, channel.tries());
     left.give_up(store);
     ask_again(channel);
     front.wake_pollers(channel);

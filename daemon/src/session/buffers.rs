@@ -14,6 +14,7 @@ use super::counters::Counters;
 use super::ledger::{CallId, Done, UnderWay};
 use super::proof::Proven;
 use super::queues::{Slot, access};
+use super::reconcile::query;
 use super::serve::{How, Way};
 use super::{Requester, Session, State};
 use crate::client::{BlockedThread, Client};
@@ -97,7 +98,14 @@ impl Session {
         let (index, buf_type) = (asked.head.index, asked.head.buf_type);
         let was_given = {
             let mut state = self.lock();
-            let was_given = state.queues.of_mut(buf_type).ledger.was_given(index, call);
+            let queue = state.queues.of_mut(buf_type);
+            let was_given = queue.ledger.was_given(index, call);
+            if was_given
+                && let Some(passed) = &mut queue.passed
+                && let Ok(device) = query(&self.node, buf_type, index)
+            {
+                passed.given_before(&device, asked);
+            }
             self.commit(&state);
             was_given
         };

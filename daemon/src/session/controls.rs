@@ -18,6 +18,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::client::BlockedThread;
 use crate::sys::{self, HostPayload, MemoryFault, Mirror};
 
+use super::once::S_EXT_CTRLS;
 use super::{Requester, Session};
 
 /// Bytes of payloads in one call that are not worth a look at the budget.
@@ -47,6 +48,7 @@ impl Session {
             header.request_fd = request.as_ref().map_or(NO_REQUEST, AsRawFd::as_raw_fd);
             let given = header.request_fd;
             let mut charge = None;
+            let sets = row.command.number() == S_EXT_CTRLS;
             let outcome = carry(
                 who.abi,
                 controls,
@@ -66,8 +68,12 @@ impl Session {
                     Ok(())
                 },
                 |controls, payloads| {
-                    self.node
-                        .ext_controls(row, header.as_mut_bytes(), controls, payloads)
+                    let ids = controls.iter().map(|control| control.id);
+                    let ids: Vec<u32> = if sets { ids.collect() } else { Vec::new() };
+                    self.once(who.call, ids.into_iter(), || {
+                        self.node
+                            .ext_controls(row, header.as_mut_bytes(), controls, payloads)
+                    })
                 },
             );
             if header.request_fd == given {

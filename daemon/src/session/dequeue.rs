@@ -279,20 +279,16 @@ impl Session {
         let Served { client, counters, .. } = served;
         let way = served.ways.get(at).ok_or(MemoryFault::Fault)?;
         if way.is_inherited() {
-            self.show_inherited(delivery, served, buf_type, caller);
-            return Ok(());
-        }
-        if way.backing().is_some() {
-            way.show();
-            // Of a frame that the driver calls damaged nothing need have arrived.
-            let arrived = (!served.damaged).then(|| way.arrived(delivery.bytes as usize));
-            return match arrived.flatten() {
-                Some((inode, arrived)) => {
-                    served.proven.set(inode, arrived);
-                    self.tell_lost(way, arrived)
+            return match self.find_inherited(delivery, served, buf_type, caller) {
+                Some(found) => {
+                    found.prove_by(way.marks());
+                    self.show(&found, delivery, served, false)
                 }
                 None => Ok(()),
             };
+        }
+        if way.backing().is_some() {
+            return self.show(way, delivery, served, true);
         }
         let bounce = served.bounce.as_ref().and_then(|bounce| bounce.get(at));
         let bounce = bounce.ok_or(MemoryFault::Fault)?;
@@ -318,23 +314,40 @@ impl Session {
         }
     }
 
-    /// What the device has written to the client's own memory, which a daemon before us gave it: whoever dequeues finds the
-    /// dma-buf once more, to be synced.
-    fn show_inherited(
+    /// The device has written to the client's own memory. `is_ours`: we have given it ourselves. Else a daemon before us may
+    /// have looked for its words and taken them away, which looks as if a frame had come.
+    fn show(
+        &self,
+        way: &Way,
+        delivery: &Delivery,
+        served: &Served,
+        is_ours: bool,
+    ) -> Result<(), MemoryFault> {
+        way.show();
+        // Of a frame that the driver calls damaged nothing need have arrived.
+        let arrived = (!served.damaged).then(|| way.arrived(delivery.bytes as usize));
+        match arrived.flatten() {
+            Some((inode, arrived)) => {
+                if is_ours || !arrived {
+                    served.proven.set(inode, arrived);
+                }
+                self.tell_lost(way, arrived)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What a daemon before us gave the device of the client's own memory: whoever dequeues finds the dma-buf once more.
+    fn find_inherited(
         &self,
         delivery: &Delivery,
         served: &Served,
         buf_type: u32,
         caller: Option<&BlockedThread>,
-    ) {
-        let owner = caller.filter(|caller| caller.client().key() == served.client.key());
-        let found = owner.map(|owner| {
-            let look = self.look_of(owner, buf_type, served.importer);
-            Way::find(&look, delivery.claim, |_| Ok(()))
-        });
-        if let Some(Ok(way)) = found {
-            way.show();
-        }
+    ) -> Option<Way> {
+        let owner = caller.filter(|caller| caller.client().key() == served.client.key())?;
+        let look = self.look_of(owner, buf_type, served.importer);
+        Way::find(&look, delivery.claim, |_| Ok(())).ok()
     }
 
     fn tell_lost(&self, way: &Way, arrived: bool) -> Result<(), MemoryFault> {

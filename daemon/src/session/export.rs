@@ -65,7 +65,7 @@ impl Session {
             return Err(Errno::EINVAL);
         }
         let mut exported = Vec::new();
-        for (index, slot) in &queue.slots {
+        for (index, slot) in queue.slots.iter() {
             let planes = slot.planes.iter().flat_map(|planes| planes.iter());
             let export = |(plane, _)| {
                 self.node.export(&V4l2ExportBuffer {
@@ -80,7 +80,7 @@ impl Session {
             exported.push(fds);
         }
         let count = queue.core.len();
-        let slots = std::mem::take(&mut queue.slots);
+        let slots = std::mem::take(&mut *queue.slots);
         let importer = queue.importer;
         let ask = |count, memory| {
             let mut request = V4l2RequestBuffers {

@@ -7,12 +7,14 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::Serialize;
 
 use super::ledger::UnderWay;
+use super::queues::Slots;
 use super::record::{Opening, UNWRITTEN, View};
 use super::{Session, State};
 use crate::memory::BounceBuffer;
@@ -47,10 +49,6 @@ impl Shelf {
         &self.node
     }
 
-    fn put(&self, name: &str, file: impl AsFd) -> io::Result<Kept> {
-        self.store.put(name, file)
-    }
-
     pub(super) fn kept(&self, name: &str) -> Kept {
         self.store.kept(name)
     }
@@ -61,47 +59,59 @@ impl Shelf {
 pub(super) struct Keeping {
     shelf: Shelf,
     fh: u64,
+    /// Who has opened the file: in this user's account stand its files.
+    uid: u32,
     record: Record,
     /// Without it the rest means nothing, so it goes first; and it comes last, when something stands in it.
     kept_record: OnceLock<Kept>,
     _kept_device: Kept,
     /// The next buffer's number.
     next_number: AtomicU64,
+    /// We have said that something of it cannot be kept.
+    said: AtomicBool,
 }
 
 impl Keeping {
     /// Of a file that is being opened.
-    pub(super) fn begin(shelf: &Shelf, fh: u64, device: impl AsFd) -> Result<Self, RecordError> {
+    pub(super) fn begin(shelf: &Shelf, fh: u64, uid: u32, device: impl AsFd) -> Result<Self, RecordError> {
         let record = Record::create(&format!("vidcompat-{}", shelf.name("record", fh)))?;
-        let kept_device = shelf.put(&shelf.name("device", fh), device)?;
+        let kept_device = shelf
+            .store
+            .put_for(Some(uid), &shelf.name("device", fh), device)?;
         Ok(Self {
             shelf: shelf.clone(),
             fh,
+            uid,
             record,
             kept_record: OnceLock::new(),
             _kept_device: kept_device,
             next_number: AtomicU64::new(1),
+            said: AtomicBool::new(false),
         })
     }
 
     /// Of a file that a daemon before us has had.
-    pub(super) fn again(shelf: &Shelf, fh: u64, record: Record, next_number: u64) -> Self {
+    pub(super) fn again(shelf: &Shelf, fh: u64, uid: u32, record: Record, next_number: u64) -> Self {
+        let kept = |name| shelf.store.kept_for(Some(uid), name);
         Self {
             shelf: shelf.clone(),
             fh,
+            uid,
             record,
-            kept_record: OnceLock::from(shelf.kept(&shelf.name("record", fh))),
-            _kept_device: shelf.kept(&shelf.name("device", fh)),
+            kept_record: OnceLock::from(kept(&shelf.name("record", fh))),
+            _kept_device: kept(&shelf.name("device", fh)),
             next_number: AtomicU64::new(next_number),
+            said: AtomicBool::new(false),
         }
     }
 
     /// Something stands in the record: from now on a daemon after us finds the session. What is found without a record is
     /// nobody's.
     pub(super) fn publish(&self) -> io::Result<()> {
-        let kept = self
-            .shelf
-            .put(&self.shelf.name("record", self.fh), &self.record)?;
+        let kept =
+            self.shelf
+                .store
+                .put_for(Some(self.uid), &self.shelf.name("record", self.fh), &self.record)?;
         // Once: when the file is opened.
         drop(self.kept_record.set(kept));
         Ok(())
@@ -113,9 +123,22 @@ impl Keeping {
     }
 
     /// Puts `file` into the store, under a number of its own.
+    ///
+    /// # Errors
+    /// `EDQUOT`: the user has a full share there. What [`Store::put`] says.
     pub(super) fn put(&self, file: impl AsFd) -> io::Result<(u64, Kept)> {
+        self.is_within_share()?;
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
-        Ok((number, self.shelf.put(&self.name_of(number), file)?))
+        let name = self.name_of(number);
+        Ok((number, self.shelf.store.put_for(Some(self.uid), &name, file)?))
+    }
+
+    /// The file itself and its record stand outside of this: who sleeps on it can be told then that it has ended.
+    fn is_within_share(&self) -> io::Result<()> {
+        match self.shelf.store.has_room_for(self.uid) {
+            true => Ok(()),
+            false => Err(io::Error::from_raw_os_error(libc::EDQUOT)),
+        }
     }
 
     /// The name of the frame that is read in pieces.
@@ -125,12 +148,12 @@ impl Keeping {
 
     /// The frame in the store.
     pub(super) fn frame_kept(&self) -> Kept {
-        self.shelf.kept(&self.frame_name())
+        self.shelf.store.kept_for(Some(self.uid), &self.frame_name())
     }
 
     /// What is in the store under `number`.
     pub(super) fn kept(&self, number: u64) -> Kept {
-        self.shelf.kept(&self.name_of(number))
+        self.shelf.store.kept_for(Some(self.uid), &self.name_of(number))
     }
 
     /// Nobody finds the session any more.
@@ -139,11 +162,18 @@ impl Keeping {
     }
 }
 
+fn fill(what: &impl Serialize, bytes: Vec<u8>) -> Vec<u8> {
+    postcard::to_extend(what, bytes).unwrap_or_else(|error| {
+        tracing::debug!(%error, "a session is not written down");
+        Vec::new()
+    })
+}
+
 impl Session {
     /// From now on a daemon after us goes on from `state`.
     pub(super) fn commit(&self, state: &State) {
         let Some(keeping) = &self.keeping else { return };
-        self.put_buffers(state, keeping);
+        let all_kept = self.put_buffers(state, keeping);
         let clients = self
             .clients
             .lock()
@@ -165,13 +195,15 @@ impl Session {
             tickets: &state.tickets,
             exports: &state.exports,
             last_ticket: self.exported.last(),
+            once: state.once,
         };
-        let committed = keeping.record.commit(|bytes| {
-            postcard::to_extend(&view, bytes).unwrap_or_else(|error| {
-                tracing::debug!(%error, "a session is not written down");
-                Vec::new()
-            })
-        });
+        // Without one of its buffers the rest means nothing.
+        let committed = match all_kept {
+            true => keeping.record.commit(|bytes| fill(&view, bytes)),
+            false => keeping
+                .record
+                .commit(|bytes| fill(&(UNWRITTEN, state.poll_handle), bytes)),
+        };
         if let Err(error) = committed {
             if self.device.may_complain() {
                 tracing::error!(
@@ -180,9 +212,9 @@ impl Session {
                 );
             }
             // Who sleeps is told then all the same.
-            let told = keeping.record.commit(|bytes| {
-                postcard::to_extend(&(UNWRITTEN, state.poll_handle), bytes).unwrap_or_default()
-            });
+            let told = keeping
+                .record
+                .commit(|bytes| fill(&(UNWRITTEN, state.poll_handle), bytes));
             if let Err(error) = told {
                 tracing::debug!(%error, "not even whom to tell");
             }
@@ -202,7 +234,9 @@ impl Session {
         let made = memfd_create(c"vidcompat-frame", MFdFlags::MFD_CLOEXEC)
             .map_err(io::Error::from)
             .and_then(|file| {
-                let kept = keeping.shelf.put(&keeping.frame_name(), &file)?;
+                keeping.is_within_share()?;
+                let name = keeping.frame_name();
+                let kept = keeping.shelf.store.put_for(Some(keeping.uid), &name, &file)?;
                 Ok((File::from(file), kept))
             });
         made.inspect_err(|error| {
@@ -224,25 +258,35 @@ impl Session {
         }
     }
 
-    /// Every dma-buf of ours is in the store before it stands in a record.
-    fn put_buffers(&self, state: &State, keeping: &Keeping) {
-        for queue in state.queues.each() {
-            let planes = queue.slots.values().filter_map(|slot| slot.planes.as_ref());
-            for plane in planes.flat_map(|planes| planes.iter()) {
-                self.put_buffer(plane, keeping);
-            }
-        }
-    }
-
-    fn put_buffer(&self, plane: &BounceBuffer, keeping: &Keeping) {
-        if let Err(error) = plane.keep(|dma_buf| keeping.put(dma_buf))
-            && self.device.may_complain()
+    /// Every dma-buf of ours is in the store before it stands in a record. `false`: one is not.
+    fn put_buffers(&self, state: &State, keeping: &Keeping) -> bool {
+        let put = |plane: &BounceBuffer| plane.keep(|dma_buf| keeping.put(dma_buf));
+        let put_all = |slots: &Slots| {
+            let planes = slots.values().filter_map(|slot| slot.planes.as_ref());
+            let outcome = planes.flat_map(|planes| planes.iter()).try_for_each(put);
+            outcome.inspect_err(|_| slots.still_new())
+        };
+        let new = state
+            .queues
+            .each()
+            .map(|queue| &queue.slots)
+            .into_iter()
+            .filter(|slots| slots.take_new());
+        let outcome = new.map(put_all).fold(Ok(()), io::Result::and);
+        if let Err(error) = &outcome
+            && !keeping.said.swap(true, Ordering::Relaxed)
         {
+            let why = match error.raw_os_error() {
+                Some(libc::EDQUOT) => "its user has as many files there as one user may have".to_owned(),
+                _ => error.to_string(),
+            };
             tracing::error!(
-                device = %self.device.path().display(), %error,
-                "a buffer cannot be put into the fd store: its session would not outlive this daemon"
+                device = %self.device.path().display(), uid = keeping.uid,
+                "a buffer cannot be put into the fd store ({why}): its file would not outlive this daemon; \
+                 FileDescriptorStoreMax= says how many there may be"
             );
         }
+        outcome.is_ok()
     }
 
     /// A token of the shim's that user `uid` was given stays valid.

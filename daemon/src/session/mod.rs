@@ -18,6 +18,7 @@ mod events;
 mod export;
 mod keep;
 mod ledger;
+mod once;
 mod passed;
 mod planes;
 mod poll;
@@ -54,6 +55,7 @@ use crate::tickets::Tickets;
 use dequeue::Dequeuer;
 use events::EventQueue;
 use keep::Keeping;
+use once::{Once, S_CTRL};
 use poll::PollWait;
 use queues::{QueueState, Queues};
 use read::FrameReader;
@@ -120,6 +122,8 @@ struct State {
     tokens: Vec<(u32, [u8; 16])>,
     /// The last DQEVENT and what it got.
     last_event: Option<(u64, Vec<u8>)>,
+    /// The last call that is not to be made twice.
+    once: Option<Once>,
     /// What EXPBUF has left for the shim, by ticket.
     tickets: Vec<(u32, ExportedPlane)>,
     /// Buffers of the device's own that a client has mapped.
@@ -172,7 +176,7 @@ impl Session {
                 }
             })?;
         let keeping = shelf.and_then(|shelf| {
-            let begun = Keeping::begin(shelf, fh, node.descriptor());
+            let begun = Keeping::begin(shelf, fh, opening.uid, node.descriptor());
             begun
                 .inspect_err(|error| {
                     tracing::warn!(
@@ -348,6 +352,7 @@ impl Session {
             return Err(Errno::ENOTTY);
         }
         match row.policy {
+            Policy::Pass if row.command.number() == S_CTRL => self.set_control(row, argument, who.call),
             Policy::Pass => self.node.ioctl(row, argument),
             Policy::Privileged if is_admin(who.tid) => self.node.ioctl(row, argument),
             Policy::Privileged => Err(Errno::EPERM),

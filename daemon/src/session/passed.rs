@@ -15,6 +15,7 @@ use vidcompat_proto::queue::Queue;
 use super::Session;
 use super::counters::Served;
 use super::ledger::CallId;
+use super::reconcile::IN_REQUEST;
 use crate::client::BlockedThread;
 
 /// No fd: the driver answers as for one that the client does not have.
@@ -172,6 +173,27 @@ impl Passed {
         }
     }
 
+    /// A daemon before us gave the device what is `asked`, and did not live to write down which dma-bufs these are.
+    pub(super) fn given_before(&mut self, device: &PlanarBuffer, asked: &PlanarBuffer) {
+        if self.memory != memory::DMABUF {
+            return;
+        }
+        let imported = self.imported.entry(asked.head.index).or_default();
+        if imported.prepared {
+            return;
+        }
+        let planes = asked.planes.iter().zip(device.described());
+        let has = device.head.flags & (buf_flag::QUEUED | buf_flag::DONE | buf_flag::PREPARED | IN_REQUEST);
+        *imported = Imported {
+            // Another thread may have got it back by now; then the next QBUF brings others.
+            prepared: has != 0,
+            planes: planes
+                .map(|(asked, device)| Plane::again(low_half(asked.m), Some(low_half(device.m))))
+                .collect(),
+            request_fd: asked.head.request_fd,
+        };
+    }
+
     /// The device's answer with the client's own numbers.
     pub(super) fn reply(&self, device: &PlanarBuffer, asked: &PlanarBuffer) -> PlanarBuffer {
         let mut planes = Queue::planes_of(device, asked);
@@ -296,7 +318,29 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::Passed;
-    use vidcompat_proto::abi::v4l2::memory;
+    use vidcompat_proto::abi::v4l2::{PlanarBuffer, buf_flag, buf_type, memory};
+
+    #[test]
+    fn a_dma_buf_that_a_daemon_before_us_gave_is_called_what_the_client_calls_it() {
+        let buffer = |fd| {
+            let mut buffer = PlanarBuffer::blank(buf_type::VIDEO_CAPTURE, 1);
+            buffer.planes.truncate(1);
+            buffer.planes[0].m = fd;
+            buffer
+        };
+        let (asked, mut device) = (buffer(7), buffer(31));
+        device.head.flags = buf_flag::QUEUED;
+        let mut passed = Passed::new(memory::DMABUF, 3);
+        assert_eq!(passed.reply(&device, &asked).planes[0].m, 0);
+        passed.given_before(&device, &asked);
+        assert_eq!(passed.reply(&device, &asked).planes[0].m, 7);
+        passed.given_before(&device, &buffer(8));
+        assert_eq!(passed.reply(&device, &asked).planes[0].m, 7, "it is prepared");
+        passed.dequeued(1);
+        device.head.flags = 0;
+        passed.given_before(&device, &buffer(8));
+        assert!(!passed.imported[&1].prepared, "the device has given it back");
+    }
 
     #[test]
     fn a_buffer_that_has_the_index_of_a_removed_one_is_another() {

@@ -13,6 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
 
 use crate::resolve::Importable;
 use crate::sys::{self, CpuUse, Mapping, MemoryFault};
@@ -54,11 +55,12 @@ impl Proven {
 pub(super) struct Proof {
     object: Mapping,
     scratch: Scratch,
-    places: Vec<Place>,
+    places: Vec<Mark>,
 }
 
-#[derive(Debug)]
-struct Place {
+/// A word in a buffer, and what was there before: for a daemon after us, which takes it away again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Mark {
     at: usize,
     word: [u8; WORD],
     before: [u8; WORD],
@@ -70,15 +72,8 @@ impl Proof {
     /// # Errors
     /// [`MemoryFault`] where the dma-buf cannot be mapped, or is shorter: nothing can be shown of it.
     pub(super) fn begin(importable: &Importable, length: u32) -> Result<Self, MemoryFault> {
+        let mut proof = Self::again(importable, length, Vec::new())?;
         let length = length as usize;
-        let object =
-            Mapping::shared(&*importable.fd, 0, length, CpuUse::Write).map_err(|_| MemoryFault::Fault)?;
-        let scratch = Scratch::new().map_err(|_| MemoryFault::Fault)?;
-        let mut proof = Self {
-            object,
-            scratch,
-            places: Vec::new(),
-        };
         for number in 0..PLACES {
             // From the first word on, and not to the last: a short frame shows something too.
             let at = length / PLACES * number;
@@ -88,9 +83,32 @@ impl Proof {
             let before = proof.scratch.peek(&proof.object, at)?;
             let word = RandomState::new().build_hasher().finish().to_ne_bytes();
             proof.scratch.poke(&proof.object, at, word)?;
-            proof.places.push(Place { at, word, before });
+            proof.places.push(Mark { at, word, before });
         }
         Ok(proof)
+    }
+
+    /// The words are there already: a daemon before us has written them.
+    ///
+    /// # Errors
+    /// As [`Proof::begin`].
+    pub(super) fn again(
+        importable: &Importable,
+        length: u32,
+        places: Vec<Mark>,
+    ) -> Result<Self, MemoryFault> {
+        let object = Mapping::shared(&*importable.fd, 0, length as usize, CpuUse::Write)
+            .map_err(|_| MemoryFault::Fault)?;
+        Ok(Self {
+            object,
+            scratch: Scratch::new().map_err(|_| MemoryFault::Fault)?,
+            places,
+        })
+    }
+
+    /// The words.
+    pub(super) fn marks(&self) -> &[Mark] {
+        &self.places
     }
 
     /// Has a frame of `bytes` bytes arrived? Lines may have padding that no device writes, so most places decide; what was
@@ -116,7 +134,7 @@ impl Proof {
     }
 
     /// What was at `place` before, unless something else is there now.
-    fn restore(&self, place: &Place) {
+    fn restore(&self, place: &Mark) {
         if self.scratch.peek(&self.object, place.at) == Ok(place.word) {
             // Where it is gone nobody misses it.
             let _ = self.scratch.poke(&self.object, place.at, place.before);
@@ -206,6 +224,24 @@ mod tests {
         file.read_exact_at(&mut bytes, 0).expect("its bytes");
         assert!(bytes[..40_000].iter().all(|byte| *byte == 9));
         assert!(bytes[40_000..].iter().all(|byte| *byte == 5));
+    }
+
+    #[test]
+    fn what_a_daemon_before_us_has_written_is_looked_for_and_taken_away_by_the_next() {
+        for arrives in [true, false] {
+            let (file, importable) = object(64_000);
+            let proof = Proof::begin(&importable, 64_000).expect("it can be mapped");
+            let marks = proof.marks().to_vec();
+            std::mem::forget(proof);
+            if arrives {
+                file.write_all_at(&[9; 40_000], 0).expect("room in memory");
+            }
+            let again = Proof::again(&importable, 64_000, marks).expect("it can be mapped");
+            assert_eq!(again.arrived(64_000), Some(arrives));
+            let mut bytes = vec![0; 64_000];
+            file.read_exact_at(&mut bytes, 0).expect("its bytes");
+            assert!(bytes.iter().all(|byte| [5, 9].contains(byte)));
+        }
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //! node one of them.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use vidcompat_proto::abi::v4l2::{V4l2RemoveBuffers, buf_type};
 use vidcompat_proto::ioctl::QueueOp;
@@ -48,12 +50,46 @@ impl Slot {
     }
 }
 
+/// The slots of a queue, by index. Remembers whether anything in them may have changed since somebody asked: whoever writes a
+/// session down, at each frame, has to look only then for memory that is not in the store yet.
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    slots: BTreeMap<u32, Slot>,
+    may_be_new: AtomicBool,
+}
+
+impl Slots {
+    /// May there be memory that was not there when this was asked last?
+    pub(super) fn take_new(&self) -> bool {
+        self.may_be_new.swap(false, Ordering::Relaxed)
+    }
+
+    /// It is to be asked for again.
+    pub(super) fn still_new(&self) {
+        self.may_be_new.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Deref for Slots {
+    type Target = BTreeMap<u32, Slot>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.slots
+    }
+}
+
+impl DerefMut for Slots {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        *self.may_be_new.get_mut() = true;
+        &mut self.slots
+    }
+}
+
 /// One queue.
 #[derive(Default)]
 pub(super) struct QueueState {
     pub(super) core: Queue,
-    /// By index.
-    pub(super) slots: BTreeMap<u32, Slot>,
+    pub(super) slots: Slots,
     /// There where the device has the queue as the client sees it.
     pub(super) passed: Option<Passed>,
     /// Who makes the memory: settled when the first buffers are made, until all are freed by REQBUFS. A queue may stream
@@ -239,5 +275,23 @@ pub(super) const fn cpu_use(buf_type: u32) -> CpuUse {
         CpuUse::Write
     } else {
         CpuUse::Read
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Slot, Slots};
+
+    #[test]
+    fn slots_that_were_touched_are_looked_at_once_more() {
+        let mut slots = Slots::default();
+        assert!(!slots.take_new());
+        slots.insert(3, Slot::default());
+        assert!(slots.take_new() && !slots.take_new());
+        assert!(slots.get(&3).is_some() && slots.values().count() == 1);
+        assert!(!slots.take_new(), "who looks changes nothing");
+        assert!(slots.get_mut(&3).is_some() && slots.take_new());
+        slots.still_new();
+        assert!(slots.take_new());
     }
 }

@@ -18,7 +18,7 @@ use super::record::Lost;
 use crate::backend::v4l2::RealNode;
 
 /// `V4L2_BUF_FLAG_IN_REQUEST`
-const IN_REQUEST: u32 = 0x80;
+pub(super) const IN_REQUEST: u32 = 0x80;
 /// `VIDEO_MAX_FRAME`, and more for drivers that ask for more.
 const MOST_BUFFERS: u32 = 64;
 

@@ -44,7 +44,7 @@ struct Restoring<'a> {
     node: &'a RealNode,
     keeping: &'a Keeping,
     inheritance: &'a mut Inheritance,
-    clients: &'a Clients,
+    clients: &'a [Arc<Client>],
     /// Memory that was found already: it can stand in a buffer and in a client's address space.
     found: Vec<(Vec<PlaneImage>, Arc<Vec<BounceBuffer>>)>,
 }
@@ -62,6 +62,15 @@ impl Session {
     ) -> Result<Arc<Self>, Orphaned> {
         let mut sleeper = None;
         Self::go_on(device, shelf, fh, inheritance, &mut sleeper).map_err(|why| Orphaned { why, sleeper })
+    }
+
+    /// File `fh` does not go on. Who sleeps on it stands in its record all the same.
+    pub fn give_up(shelf: &Shelf, fh: u64, inheritance: &mut Inheritance, why: Lost) -> Orphaned {
+        let name = shelf.name("record", fh);
+        let read = inheritance.remove(&name).and_then(|file| Record::open(file).ok());
+        drop(shelf.kept(&name));
+        let sleeper = read.and_then(|(_, bytes)| poll_handle(&bytes));
+        Orphaned { why, sleeper }
     }
 
     fn go_on(
@@ -88,7 +97,8 @@ impl Session {
                 return Err(lost);
             }
         };
-        let keeping = Keeping::again(shelf, fh, record, next_number(shelf, fh, &image, inheritance));
+        let next_number = next_number(shelf, fh, &image, inheritance);
+        let keeping = Keeping::again(shelf, fh, image.opening.uid, record, next_number);
         let name = shelf.name("device", fh);
         let file = inheritance.remove(&name).ok_or(Lost::Missing(name))?;
         let gone = |error: std::io::Error| Lost::Device(error.to_string());
@@ -116,6 +126,7 @@ impl Session {
             poll_handle: sleeper.unwrap_or_default(),
             tokens: image.tokens,
             last_event: image.event,
+            once: image.once,
             tickets: image.tickets,
             exports: image.exports,
             ..State::default()
@@ -125,7 +136,7 @@ impl Session {
             node,
             image.opening,
             Some(keeping),
-            clients,
+            Clients::again(clients),
             state,
             image.last_ticket,
         );
@@ -187,14 +198,14 @@ fn next_number(shelf: &Shelf, fh: u64, image: &Image, inheritance: &Inheritance)
 }
 
 /// The processes that are still there.
-fn clients_again(image: &Image) -> Clients {
+fn clients_again(image: &Image) -> Vec<Arc<Client>> {
     let again = image.clients.iter().filter_map(|known| {
         let client = Client::again(known.key, Pid::from_raw(known.pid), known.identity);
         client
             .inspect_err(|error| tracing::debug!(pid = known.pid, %error, "a client has gone meanwhile"))
             .ok()
     });
-    Clients::again(again.map(Arc::new).collect())
+    again.map(Arc::new).collect()
 }
 
 impl Restoring<'_> {
@@ -285,10 +296,10 @@ impl Restoring<'_> {
             planes,
             client: image
                 .client
-                .and_then(|key| self.clients.with_key(key))
+                .and_then(|key| self.clients.iter().find(|client| client.key() == key))
                 .map(Arc::clone),
             ways: Arc::new(
-                ways.map(|way| Arc::new(Way::inherited(way.claim, way.is_imported)))
+                ways.map(|way| Arc::new(Way::inherited(way.claim, way.is_imported, way.marks.clone())))
                     .collect(),
             ),
         })

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vidcompat_proto::queue::{Backing, Claim};
 
 use super::counters::Counters;
-use super::proof::Proof;
+use super::proof::{Mark, Proof};
 use crate::client::{BlockedThread, Client};
 use crate::memory::{self, BounceBuffer, CpuAccess};
 use crate::resolve::{self, Access, Behind, CopyBy, Importable, Look, Segment};
@@ -33,8 +33,8 @@ pub(super) enum How {
     Import(Importable),
     /// Copied, and why.
     Copy { pieces: Vec<Piece>, why: String },
-    /// The device has the client's own memory from a daemon before us, which had the dma-buf.
-    Inherited,
+    /// The device has the client's own memory from a daemon before us, which had the dma-buf, and left these words in it.
+    Inherited(Vec<Mark>),
 }
 
 #[derive(Debug)]
@@ -118,6 +118,25 @@ impl Way {
         Some((importable.inode, arrived))
     }
 
+    /// The words that are to prove it.
+    pub(super) fn marks(&self) -> Vec<Mark> {
+        match &self.how {
+            How::Inherited(marks) => marks.clone(),
+            _ => self
+                .lock_proof()
+                .as_ref()
+                .map_or_else(Vec::new, |proof| proof.marks().to_vec()),
+        }
+    }
+
+    /// The same dma-buf has `marks` in it, by which a daemon before us would prove it.
+    pub(super) fn prove_by(&self, marks: Vec<Mark>) {
+        if let (How::Import(importable), false) = (&self.how, marks.is_empty()) {
+            // Where it cannot be mapped nothing can be shown, or taken away.
+            *self.lock_proof() = Proof::again(importable, self.claim.length, marks).ok();
+        }
+    }
+
     fn lock_proof(&self) -> MutexGuard<'_, Option<Proof>> {
         self.proof.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -141,9 +160,9 @@ impl Way {
     }
 
     /// As a daemon before us has left it: what stands behind it is not known any more, only what the device has.
-    pub(super) fn inherited(claim: Claim, is_imported: bool) -> Self {
+    pub(super) fn inherited(claim: Claim, is_imported: bool, marks: Vec<Mark>) -> Self {
         let how = if is_imported {
-            How::Inherited
+            How::Inherited(marks)
         } else {
             Self::gone(claim).how
         };
@@ -157,12 +176,12 @@ impl Way {
 
     /// Has the device the client's own memory?
     pub(super) fn is_imported(&self) -> bool {
-        matches!(self.how, How::Import(_) | How::Inherited)
+        matches!(self.how, How::Import(_) | How::Inherited(_))
     }
 
     /// Is the device's memory the client's, and the dma-buf not at hand?
     pub(super) fn is_inherited(&self) -> bool {
-        matches!(self.how, How::Inherited)
+        matches!(self.how, How::Inherited(_))
     }
 
     /// Who made the dma-buf behind it, if there is one that may be imported.
@@ -213,7 +232,7 @@ impl Way {
                 length: self.claim.length,
             }),
             // Of a prepared buffer, the only one that is given to a device so, no driver looks at it.
-            How::Inherited => Some(Backing::DmaBuf {
+            How::Inherited(_) => Some(Backing::DmaBuf {
                 fd: -1,
                 length: self.claim.length,
             }),

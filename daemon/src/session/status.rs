@@ -135,7 +135,7 @@ fn stream_status(buf_type: &str, call: &str, counters: &Counters) -> Option<mode
 fn plane_status(queue: &QueueState, way: &Way) -> model::Plane {
     let (how, why) = match &way.how {
         How::Import(_) if queue.adoption.has(&way.claim) => (model::How::Adopted, None),
-        How::Import(_) | How::Inherited => (model::How::Imported, None),
+        How::Import(_) | How::Inherited(_) => (model::How::Imported, None),
         How::Copy { why, .. } => (model::How::Copied, Some(why.clone())),
     };
     model::Plane {

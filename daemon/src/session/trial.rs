@@ -28,7 +28,7 @@ impl Session {
         } else {
             QueueOp::Qbuf
         };
-        for (index, slot) in &queue.slots {
+        for (index, slot) in queue.slots.iter() {
             let mut given = self.trial(buf_type, *index, slot)?;
             self.node
                 .buffer_ioctl(prepare, &mut given)

@@ -12,6 +12,7 @@ use vidcompat_proto::abi::format::output_types;
 use vidcompat_proto::abi::v4l2::buf_type;
 
 use super::counters::{Counters, Served};
+use super::ledger::CallId;
 use super::read::{Piece, errno};
 use super::record::WriterImage;
 use super::{BoxedWaiter, Session, State};
@@ -37,6 +38,8 @@ pub(super) struct FrameWriter {
     ended: bool,
     /// The last piece, and what came of it.
     last: Option<(u64, u32)>,
+    /// The piece that the driver is being given, where twice would be wrong.
+    begun: Option<u64>,
     waiting: VecDeque<Sleeper>,
     counters: Arc<Counters>,
 }
@@ -49,6 +52,7 @@ impl FrameWriter {
             written: image.written,
             ended: image.ended,
             last: image.last,
+            begun: image.begun,
             ..Self::counted(total)
         }
     }
@@ -59,6 +63,7 @@ impl FrameWriter {
             written: self.written,
             ended: self.ended,
             last: self.last,
+            begun: self.begun,
         }
     }
 
@@ -81,6 +86,25 @@ impl FrameWriter {
 
     pub(super) fn drain(&mut self) -> Vec<BoxedWaiter<u32>> {
         self.waiting.drain(..).map(|sleeper| sleeper.waiter).collect()
+    }
+
+    /// What is to be told to `call`, which a daemon before us has had: what came of it. `EIO`: a part of a frame may have been
+    /// written, and once more all that follows would be in the wrong place.
+    fn answer(&self, call: CallId) -> Option<Result<u32, Errno>> {
+        if !call.is_resent {
+            return None;
+        }
+        match (self.last, self.begun) {
+            (Some((by, count)), _) if by == call.unique => Some(Ok(count)),
+            (_, Some(by)) if by == call.unique => Some(Err(Errno::EIO)),
+            _ => None,
+        }
+    }
+
+    /// Are `size` bytes now a frame, which is at worst shown twice?
+    fn is_frame(&self, size: usize) -> bool {
+        let frame = self.frame.filter(|frame| *frame > 0);
+        self.written == 0 && frame.is_some_and(|frame| size as u64 >= frame)
     }
 
     /// The driver has taken `count` of `size` bytes, and its frames have `frame`.
@@ -158,15 +182,21 @@ impl Session {
 
     fn try_write(&self, state: &mut State, piece: Piece, bytes: &[u8]) -> Result<u32, Errno> {
         let (offset, call) = (piece.offset, piece.call);
-        if let Some((_, count)) = state.writer.last.filter(|(by, _)| *by == call.unique)
-            && call.is_resent
-        {
-            return Ok(count);
+        if let Some(answer) = state.writer.answer(call) {
+            return answer;
         }
         if offset > 0 && state.writer.ended {
             return Ok(0);
         }
-        match self.node.write(bytes).map_err(errno) {
+        if self.is_kept() && !state.writer.is_frame(bytes.len()) {
+            state.writer.begun = Some(call.unique);
+            self.commit(state);
+        }
+        let outcome = self.node.write(bytes).map_err(errno);
+        if state.writer.begun.take().is_some() && outcome.is_err() {
+            self.commit(state);
+        }
+        match outcome {
             Ok(count) => {
                 let frame = *state.writer.frame.get_or_insert_with(|| self.frame_to_write());
                 state.writer.advance(count as u64, bytes.len() as u64, frame);
@@ -233,7 +263,7 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-    use super::FrameWriter;
+    use super::{CallId, Errno, FrameWriter};
 
     fn ends(frame: u64, pieces: &[(u64, u64)]) -> Vec<bool> {
         let mut writer = FrameWriter::default();
@@ -252,6 +282,28 @@ mod tests {
         assert_eq!(
             ends(100, &[(60, 60), (20, 60), (60, 60), (39, 39)]),
             [false, true, false, false]
+        );
+    }
+
+    #[test]
+    fn a_part_of_a_frame_is_not_written_twice_and_a_frame_may_be() {
+        let call = |unique, is_resent| CallId { unique, is_resent };
+        let mut writer = FrameWriter {
+            frame: Some(100),
+            ..FrameWriter::default()
+        };
+        assert!(writer.is_frame(100) && !writer.is_frame(99));
+        writer.advance(60, 60, 100);
+        assert!(!writer.is_frame(100), "in the middle of one");
+        writer.last = Some((2, 60));
+        writer.begun = Some(4);
+        assert_eq!(writer.answer(call(2, true)), Some(Ok(60)));
+        assert_eq!(writer.answer(call(4, true)), Some(Err(Errno::EIO)));
+        assert_eq!(writer.answer(call(4, false)), None);
+        assert_eq!(writer.answer(call(6, true)), None);
+        assert!(
+            !FrameWriter::default().is_frame(1 << 20),
+            "a stream has no frames"
         );
     }
 

@@ -10,6 +10,8 @@
 
 mod record;
 mod store;
+mod tries;
 
 pub use record::{Record, RecordError};
 pub use store::{Inheritance, Kept, Store};
+pub use tries::{ENDED_BY, Tries, What, tell_end};

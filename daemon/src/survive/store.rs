@@ -16,6 +16,8 @@ use crate::sys;
 
 /// Files that a store holds where it does not say how many: `FileDescriptorStoreMax` of the unit.
 const MOST: usize = 4096;
+/// The part of them that one user's may be: one in so many.
+const SHARE: usize = 4;
 /// All names, each with a colon, are one string of the next daemon's environment, and exec(2) takes none that is longer
 /// (`MAX_ARG_STRLEN` in linux/binfmts.h): the next daemon would not start at all.
 const LONGEST_NAMES: usize = 131_072 - 64;
@@ -35,31 +37,59 @@ pub struct Store {
 /// What is in the store, as far as we know.
 #[derive(Debug, Default)]
 struct Names {
-    /// With the turn in which each was put there last.
-    turns: HashMap<String, u64>,
+    /// With the turn in which each was put there last, and whose it is.
+    turns: HashMap<String, (u64, Owner)>,
+    /// Files of each user's.
+    shares: HashMap<u32, usize>,
     turn: u64,
     /// Bytes of all names, each with a colon.
     bytes: usize,
 }
 
+/// The user that a file is there for; `None`: nobody in particular.
+type Owner = Option<u32>;
+
 impl Names {
+    /// Files of `owner`.
+    fn share(&self, owner: Owner) -> usize {
+        owner
+            .and_then(|uid| self.shares.get(&uid).copied())
+            .unwrap_or_default()
+    }
+
+    fn let_go(&mut self, owner: Owner) {
+        if let Some(uid) = owner
+            && let Some(share) = self.shares.get_mut(&uid)
+        {
+            *share -= 1;
+            if *share == 0 {
+                self.shares.remove(&uid);
+            }
+        }
+    }
+
     /// `name` is there from now on.
-    fn note(&mut self, name: &str) -> u64 {
+    fn note(&mut self, name: &str, owner: Owner) -> u64 {
         self.turn += 1;
-        if self.turns.insert(name.to_owned(), self.turn).is_none() {
-            self.bytes += name.len() + 1;
+        match self.turns.insert(name.to_owned(), (self.turn, owner)) {
+            Some((_, before)) => self.let_go(before),
+            None => self.bytes += name.len() + 1,
+        }
+        if let Some(uid) = owner {
+            *self.shares.entry(uid).or_default() += 1;
         }
         self.turn
     }
 
     /// `false`: something else has the name by now.
     fn forget(&mut self, name: &str, turn: u64) -> bool {
-        let is_last = self.turns.get(name) == Some(&turn);
-        if is_last {
-            self.turns.remove(name);
-            self.bytes -= name.len() + 1;
-        }
-        is_last
+        let Some((_, owner)) = self.turns.get(name).copied().filter(|(last, _)| *last == turn) else {
+            return false;
+        };
+        self.turns.remove(name);
+        self.bytes -= name.len() + 1;
+        self.let_go(owner);
+        true
     }
 }
 
@@ -132,8 +162,16 @@ impl Store {
     /// `ENOSPC`: there are too many already. Else: it could not be sent. Without a store nothing is done, and that is no error;
     /// nor is it one that whoever kept our files has ended: then nothing outlives us any more, and the log says so once.
     pub fn put(self: &Arc<Self>, name: &str, fd: impl AsFd) -> io::Result<Kept> {
+        self.put_for(None, name, fd)
+    }
+
+    /// The same of a file that stands in user `owner`'s account.
+    ///
+    /// # Errors
+    /// As [`Store::put`].
+    pub fn put_for(self: &Arc<Self>, owner: Owner, name: &str, fd: impl AsFd) -> io::Result<Kept> {
         if !self.keeps() {
-            return Ok(self.kept(name));
+            return Ok(self.kept_for(owner, name));
         }
         // Held while it is sent: what is removed at the same time has another name, or was there before.
         let mut names = self.names();
@@ -154,15 +192,26 @@ impl Store {
         ];
         let sent = sd_notify::notify_with_fds(&state, &[fd.as_fd()]);
         self.unless_lost(sent)?;
-        let turn = names.note(name);
+        let turn = names.note(name, owner);
         drop(names);
         Ok(self.kept_since(name, turn))
     }
 
     /// What was put there under `name` before, by a daemon before us.
     pub fn kept(self: &Arc<Self>, name: &str) -> Kept {
-        let turn = self.names().note(name);
+        self.kept_for(None, name)
+    }
+
+    /// The same of a file that stands in user `owner`'s account.
+    pub fn kept_for(self: &Arc<Self>, owner: Owner, name: &str) -> Kept {
+        let turn = self.names().note(name, owner);
         self.kept_since(name, turn)
+    }
+
+    /// Is there room for one more of user `uid`'s? Nobody may have more than a [`SHARE`], or others' files would find none.
+    #[must_use]
+    pub fn has_room_for(&self, uid: u32) -> bool {
+        !self.keeps() || self.names().share(Some(uid)) < self.most / SHARE
     }
 
     fn kept_since(self: &Arc<Self>, name: &str, turn: u64) -> Kept {
@@ -313,13 +362,27 @@ mod tests {
     #[test]
     fn a_name_that_was_taken_again_is_not_forgotten_with_what_had_it_before() {
         let mut names = Names::default();
-        let first = names.note("record.video64.7");
-        let second = names.note("record.video64.7");
+        let first = names.note("record.video64.7", Some(7));
+        let second = names.note("record.video64.7", Some(8));
+        assert_eq!((names.share(Some(7)), names.share(Some(8))), (0, 1));
         assert!(!names.forget("record.video64.7", first));
         assert_eq!((names.turns.len(), names.bytes), (1, 17));
         assert!(names.forget("record.video64.7", second));
         assert!(!names.forget("record.video64.7", second));
         assert_eq!((names.turns.len(), names.bytes), (0, 0));
+        assert!(names.shares.is_empty());
+    }
+
+    #[test]
+    fn nobody_has_more_than_a_share() {
+        let null = File::open("/dev/null").expect("a null device");
+        let store = Store::new(true, 8);
+        let first = store.put_for(Some(7), "a", &null).expect("room");
+        let second = store.kept_for(Some(7), "b");
+        assert!(!store.has_room_for(7) && store.has_room_for(8));
+        drop(first);
+        assert!(store.has_room_for(7));
+        drop(second);
     }
 
     #[test]

@@ -4,7 +4,8 @@
  *   pwrite    before it: what the device has done is not written down
  *   writev    before it: what is written down is not answered
  *   copy      after process_vm_writev: the client has the bytes, and no answer
- *   qbuf, dqbuf, reqbufs, streamoff    after such an ioctl that has succeeded */
+ *   qbuf, dqbuf, reqbufs, streamoff    after such an ioctl that has succeeded
+ * /tmp/die-at-each stays: every daemon that makes the ioctl whose _IOC_NR it holds dies of it, by SIGSEGV. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <linux/videodev2.h>
@@ -21,12 +22,19 @@
 
 static char name[32];
 static atomic_long left;
+static long deadly = -1;
 
 __attribute__((constructor)) static void begin(void)
 {
-	FILE *file = fopen("/tmp/die-at", "r");
+	FILE *file = fopen("/tmp/die-at-each", "r");
 	long number;
 
+	if (file) {
+		if (fscanf(file, "%ld", &number) == 1)
+			deadly = number;
+		fclose(file);
+	}
+	file = fopen("/tmp/die-at", "r");
 	if (!file)
 		return;
 	if (fscanf(file, "%31s %ld", name, &number) == 2)
@@ -78,6 +86,10 @@ int ioctl(int fd, unsigned long request, ...)
 	va_start(list, request);
 	argument = va_arg(list, void *);
 	va_end(list);
+	if (deadly >= 0 && _IOC_TYPE(request) == 'V' && _IOC_NR(request) == (unsigned long)deadly) {
+		signal(SIGSEGV, SIG_DFL);
+		raise(SIGSEGV);
+	}
 	result = real(fd, request, argument);
 	if (result == 0 && left > 0) {
 		switch ((unsigned)request) {

@@ -9,6 +9,7 @@ use polyfuse_kernel::{fuse_interrupt_in, fuse_ioctl_in, fuse_ioctl_out, fuse_ope
 
 use super::{Answer, PATIENCE, Served, open_in, pair};
 use crate::cuse::Operation;
+use crate::survive::{Tries, What};
 
 /// `FUSE_UNIQUE_RESEND`
 const AGAIN: u64 = 1 << 63;
@@ -119,6 +120,38 @@ fn an_answer_that_nobody_takes_is_given_once_and_the_next_request_is_served() {
         });
         served.kernel.send(FUSE_OPEN, unique, &open_in(0), &[]);
         assert_eq!(see.recv_timeout(PATIENCE), Ok(unique));
+    }
+    served.end();
+}
+
+/// The next daemon must not end over it, too, and every node with it.
+#[test]
+fn a_request_that_has_ended_too_many_daemons_is_answered_an_error_and_the_next_one_is_served() {
+    let served = Served::new();
+    served.next(|request, _| {
+        let Operation::Open { reply, .. } = request.operation else {
+            panic!("an OPEN")
+        };
+        reply.channel().count(Tries::deadly(What::Request(4)));
+        reply.opened(1);
+    });
+    served.kernel.send(FUSE_OPEN, 2, &open_in(0), &[]);
+    assert_eq!(served.kernel.answer().error, 0);
+    served
+        .kernel
+        .send(FUSE_IOCTL, 4 | AGAIN, &fuse_ioctl_in::default(), &[]);
+    let refused = served.kernel.answer();
+    assert_eq!((refused.error, refused.unique), (-libc::EIO, 4 | AGAIN));
+    // A new one has that number by chance, another comes again.
+    for unique in [4, 6 | AGAIN] {
+        served.next(|request, _| {
+            let Operation::Open { reply, .. } = request.operation else {
+                panic!("an OPEN")
+            };
+            reply.opened(1);
+        });
+        served.kernel.send(FUSE_OPEN, unique, &open_in(0), &[]);
+        assert_eq!(served.kernel.answer().error, 0);
     }
     served.end();
 }

@@ -12,9 +12,11 @@ use crate::client::Identity;
 use crate::memory::Provider;
 use crate::resolve::Importer;
 use crate::session::ledger::{Done, Place, UnderWay};
+use crate::session::once::Once;
+use crate::session::proof::Mark;
 
 /// Of what follows.
-pub(in crate::session) const VERSION: u32 = 2;
+pub(in crate::session) const VERSION: u32 = 3;
 /// Of a record that says only whom to tell: what would have followed could not be written.
 pub(in crate::session) const UNWRITTEN: u32 = 0;
 
@@ -48,10 +50,12 @@ pub(in crate::session) struct PlaneImage {
 }
 
 /// How a plane of the client's memory is served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::session) struct WayImage {
     pub(in crate::session) claim: Claim,
     pub(in crate::session) is_imported: bool,
+    /// Words of ours in it.
+    pub(in crate::session) marks: Vec<Mark>,
 }
 
 #[derive(Debug, PartialEq, Eq, Deserialize)]
@@ -175,6 +179,8 @@ pub(in crate::session) struct WriterImage {
     pub(in crate::session) frame: Option<u64>,
     pub(in crate::session) written: u64,
     pub(in crate::session) ended: bool,
+    /// The piece that the driver is being given.
+    pub(in crate::session) begun: Option<u64>,
     /// The last piece, and what it was answered.
     pub(in crate::session) last: Option<(u64, u32)>,
 }
@@ -201,6 +207,7 @@ pub(in crate::session) struct Image {
     pub(in crate::session) exports: Vec<ExportImage>,
     /// The last ticket's number.
     pub(in crate::session) last_ticket: u32,
+    pub(in crate::session) once: Option<Once>,
 }
 
 /// Whom to tell of readiness; 0: nobody has ever polled. Behind the version, and the same in all of them: who sleeps in poll(2)
@@ -225,6 +232,11 @@ pub enum Lost {
     /// A file.
     #[error("{0} is not in the store")]
     Missing(String),
+    /// Itself.
+    #[error(
+        "vidcompatd has ended again and again when it was taken up; please report this, with what the log says of the ends"
+    )]
+    Deadly,
     /// The device.
     #[error("its device does not go on with it: {0}")]
     Device(String),

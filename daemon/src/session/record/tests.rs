@@ -63,8 +63,8 @@ fn userptr() -> QueueState {
             planes: Some(Arc::new(vec![bounce(Some(5)), bounce(None)])),
             client: None,
             ways: Arc::new(vec![
-                Arc::new(Way::inherited(CLAIM, true)),
-                Arc::new(Way::inherited(CLAIM, false)),
+                Arc::new(Way::inherited(CLAIM, true, Vec::new())),
+                Arc::new(Way::inherited(CLAIM, false, Vec::new())),
             ]),
         };
         queue.slots.insert(index, slot);
@@ -137,6 +137,7 @@ fn written(capture: &QueueState, output: &QueueState) -> Vec<u8> {
             frame: Some(10),
             written: 4,
             ended: true,
+            begun: Some(26),
             last: Some((24, 4)),
         },
         capabilities: &BTreeMap::from([(1, 0x1f), (2, 0)]),
@@ -144,6 +145,7 @@ fn written(capture: &QueueState, output: &QueueState) -> Vec<u8> {
         tickets: &[(3, PLANE)],
         exports: &[export()],
         last_ticket: 300,
+        once: None,
     };
     postcard::to_extend(&view, Vec::new()).expect("it can be written")
 }
@@ -176,11 +178,32 @@ fn a_session_is_read_as_it_was_written() {
     assert_eq!(image.event, Some((22, vec![4; 136])));
     assert_eq!(image.reader.room, Some((5000, Some(42))));
     assert_eq!((image.reader.filled, image.reader.taken), (4000, 100));
-    assert_eq!(image.writer.last, Some((24, 4)));
+    assert_eq!((image.writer.last, image.writer.begun), (Some((24, 4)), Some(26)));
     assert_eq!(image.capabilities, [(1, 0x1f), (2, 0)]);
     assert!(image.refuses_heap);
     assert_eq!(image.tickets, [(3, PLANE)]);
     assert_eq!(image.exports, [export()]);
+}
+
+#[test]
+fn whose_memory_stands_in_a_buffer_is_written_down_although_it_was_forgotten() {
+    let mut clients = Clients::default();
+    let us = clients.of_thread(std::process::id()).expect("ourselves");
+    let (mut capture, mut output) = (userptr(), userptr());
+    for queue in [&mut capture, &mut output] {
+        for slot in queue.slots.values_mut() {
+            slot.client = Some(Arc::clone(us.client()));
+        }
+    }
+    let image = Image::read(&written(&capture, &output)).expect("what was just written");
+    let [client] = &image.clients[..] else {
+        panic!("{:?}", image.clients);
+    };
+    assert_eq!(client.key, us.client().key());
+    assert_eq!(image.capture.slots[0].client, Some(client.key));
+    let pid = nix::unistd::Pid::from_raw(client.pid);
+    let again = crate::client::Client::again(client.key, pid, client.identity).expect("it lives");
+    assert_eq!(again.process(), nix::unistd::getpid());
 }
 
 #[test]
@@ -223,7 +246,7 @@ fn a_queue_that_was_never_used_and_another_version() {
     assert!(image.output.passed.is_none() && Queue::new().is_empty());
     let mut other = bytes.clone();
     other[0] += 1;
-    assert!(matches!(Image::read(&other), Err(Lost::Version(3))));
+    assert!(matches!(Image::read(&other), Err(Lost::Version(4))));
     assert_eq!(poll_handle(&other), Some(99), "the same in all versions");
     other[0] = 0;
     assert!(matches!(Image::read(&other), Err(Lost::Unwritten)));

@@ -11,11 +11,12 @@ use zerocopy::IntoBytes;
 use super::image::{
     ClientImage, ExportImage, ExportedPlane, Opening, PlaneImage, ReaderImage, VERSION, WayImage, WriterImage,
 };
-use crate::client::Clients;
+use crate::client::{Client, Clients};
 use crate::memory::{BounceBuffer, Provider};
 use crate::resolve::Importer;
 use crate::session::adoption::Lent;
 use crate::session::ledger::{Done, Entry, Place, UnderWay};
+use crate::session::once::Once;
 use crate::session::passed::{Imported, Passed};
 use crate::session::queues::{QueueState, Slot};
 use crate::session::serve::Way;
@@ -37,6 +38,7 @@ pub(in crate::session) struct View<'a> {
     pub(in crate::session) tickets: &'a [(u32, ExportedPlane)],
     pub(in crate::session) exports: &'a [ExportImage],
     pub(in crate::session) last_ticket: u32,
+    pub(in crate::session) once: Option<Once>,
 }
 
 impl Serialize for View<'_> {
@@ -50,13 +52,14 @@ impl Serialize for View<'_> {
             self.tickets,
             self.exports,
             self.last_ticket,
+            self.once,
         );
         (
             VERSION,
             self.poll_handle,
             self.opening,
             self.tokens,
-            ClientsView(self.clients),
+            ClientsView(self),
             self.next_number,
             QueueView::of(self.capture),
             QueueView::of(self.output),
@@ -75,15 +78,38 @@ impl Serialize for Bytes<'_> {
     }
 }
 
-struct ClientsView<'a>(&'a Clients);
+/// Those whose memory stands in buffers, and those that are remembered.
+struct ClientsView<'a, 'b>(&'a View<'b>);
 
-impl Serialize for ClientsView<'_> {
+impl Serialize for ClientsView<'_, '_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.processes().map(|client| ClientImage {
-            key: client.key(),
-            pid: client.process().as_raw(),
-            identity: client.identity(),
-        }))
+        let View {
+            clients,
+            capture,
+            output,
+            ..
+        } = self.0;
+        let is_remembered =
+            |client: &&Arc<Client>| clients.processes().any(|known| known.key() == client.key());
+        // A buffer's is mostly the one before it, too.
+        let mut forgotten: Vec<&Arc<Client>> = Vec::new();
+        for slot in capture.slots.values().chain(output.slots.values()) {
+            let client = slot.client.as_ref().filter(|client| !is_remembered(client));
+            if let Some(client) = client
+                && !forgotten.iter().any(|known| known.key() == client.key())
+            {
+                forgotten.push(client);
+            }
+        }
+        let images = forgotten
+            .into_iter()
+            .chain(clients.processes())
+            .map(|client| ClientImage {
+                key: client.key(),
+                pid: client.process().as_raw(),
+                identity: client.identity(),
+            });
+        serializer.collect_seq(images)
     }
 }
 
@@ -159,6 +185,7 @@ impl Serialize for WaysView<'_> {
         serializer.collect_seq(self.0.iter().map(|way| WayImage {
             claim: way.claim,
             is_imported: way.is_imported(),
+            marks: way.marks(),
         }))
     }
 }
