@@ -52,12 +52,12 @@ pub const VESA: &[(&str, Test)] = &[
 const PATIENCE: Duration = Duration::from_secs(240);
 
 /// A real node and ours.
-struct Side {
+pub struct Side {
     real: String,
     ours: String,
 }
 
-fn vfb() -> anyhow::Result<Side> {
+pub fn vfb() -> anyhow::Result<Side> {
     Side::of(Screen::Vfb)
 }
 
@@ -88,6 +88,14 @@ impl Side {
         Ok(Self { real, ours })
     }
 
+    pub fn real(&self) -> &str {
+        &self.real
+    }
+
+    pub fn ours(&self) -> &str {
+        &self.ours
+    }
+
     fn daemon(&self) -> anyhow::Result<(Daemon, NoConsole)> {
         let console = NoConsole::begin()?;
         // Where tests before have started it: programs with the shim ask whoever has the shim's socket, and that one knows
@@ -101,10 +109,10 @@ impl Side {
 const CONTROL: &str = "/tmp/fb_ioctls-control";
 
 /// As long as it lives no console draws on a framebuffer: its cursor would be among the pixels.
-struct NoConsole(Vec<PathBuf>);
+pub struct NoConsole(Vec<PathBuf>);
 
 impl NoConsole {
-    fn begin() -> anyhow::Result<Self> {
+    pub fn begin() -> anyhow::Result<Self> {
         let mut consoles = Vec::new();
         for entry in fs::read_dir("/sys/class/vtconsole")?.flatten() {
             let (name, bind) = (entry.path().join("name"), entry.path().join("bind"));

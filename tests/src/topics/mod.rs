@@ -22,6 +22,7 @@ mod fb_ioctls;
 mod fb_programs;
 mod fb_scene;
 mod fb_screen;
+mod fb_survival;
 mod hotplug;
 mod imports;
 mod injected;
@@ -53,7 +54,6 @@ mod shim_programs;
 mod shim_versions;
 mod signals;
 mod survival;
-
 mod takeover;
 mod verdicts;
 mod watchdog;
@@ -121,6 +121,7 @@ pub fn all(set: Set) -> Vec<(&'static str, Test)> {
             pinning::TESTS,
             attacks::TESTS,
             fb_ioctls::VESA,
+            fb_survival::TESTS,
             kernel_log::TESTS,
         ],
         Set::Shim => &[

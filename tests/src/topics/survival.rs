@@ -23,7 +23,7 @@ use crate::setup::{Test, is_6_1, is_long};
 use crate::status;
 use crate::video::ours;
 
-use kept::Kept;
+pub use kept::Kept;
 use plan::{COUNT, ENDLESS, FEW, Plan, Seen};
 use programs::{Devices, adopting, mapping, reading, userptr};
 
@@ -53,7 +53,7 @@ const RATE: u32 = 15;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A number below `bound`, by chance.
-fn random(bound: u64) -> u64 {
+pub fn random(bound: u64) -> u64 {
     RandomState::new().hash_one(bound) % bound
 }
 

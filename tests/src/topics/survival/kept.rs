@@ -43,13 +43,14 @@ impl Kept {
             .map(|device| device.real().display().to_string())
             .collect();
         let devices = devices.iter().flat_map(|device| ["--device", device]);
-        let args: Vec<&str> = ["--keep"]
-            .into_iter()
-            .chain(more.iter().copied())
-            .chain(devices)
-            .collect();
+        let args: Vec<&str> = more.iter().copied().chain(devices).collect();
+        Self::start_args(&args, environment)
+    }
+
+    /// With these words behind `--keep`.
+    pub fn start_args(args: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<Self> {
         Ok(Self {
-            keeper: Daemon::start_with(&args, environment)?,
+            keeper: Daemon::start_with(&[&["--keep"], args].concat(), environment)?,
             kills: Cell::new(0),
             last: Cell::new(None),
         })
