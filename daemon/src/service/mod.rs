@@ -44,6 +44,7 @@ mod observed;
 mod patience;
 mod plan;
 mod restore;
+mod resuming;
 mod served;
 mod shim_socket;
 mod watchdog;

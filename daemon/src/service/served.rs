@@ -4,7 +4,6 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, oneshot};
 
 use super::restore::Survival;
+use super::resuming::Resuming;
 use super::watchdog::Watchdog;
 use super::{CUSE, ServiceError, framebuffers};
 use crate::config::Choice;
@@ -26,9 +26,6 @@ use crate::survive::{Inheritance, Kept, Store, Tries};
 
 /// Idle threads that serve ready devices end after this.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
-/// How long everything waits for one device that goes on where a daemon before us has ended, and how long its own clients do.
-const MOMENT: Duration = Duration::from_secs(1);
-const SILENCE: Duration = Duration::from_secs(20);
 
 /// A node that programs can open.
 pub(super) struct Served {
@@ -257,7 +254,10 @@ impl Making {
     ) -> Result<(u64, JoinHandle<()>), ServiceError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let report_end = self.report_end.clone();
-        let resuming = Resuming::of(node, name);
+        let resuming = {
+            let node = node.clone();
+            Resuming::of(name, move || node.abort())
+        };
         let name = name.to_owned();
         let (resumed, has_resumed) = std::sync::mpsc::channel();
         let server = thread::Builder::new().name("cuse-reader".into()).spawn(move || {
@@ -271,67 +271,8 @@ impl Making {
             let _ = report_end.send(id);
         });
         let server = server.map_err(ServiceError::System)?;
-        resuming.wait(has_resumed)?;
+        resuming.wait(has_resumed).map_err(ServiceError::System)?;
         Ok((id, server))
-    }
-}
-
-/// A node that goes on where a daemon before us has ended.
-struct Resuming {
-    node: Node,
-    name: String,
-}
-
-impl Resuming {
-    fn of(node: &Node, name: &str) -> Self {
-        Self {
-            node: node.clone(),
-            name: name.to_owned(),
-        }
-    }
-
-    /// Until it does, or [`MOMENT`] has passed; from then on somebody else waits, until [`SILENCE`].
-    fn wait(self, has_resumed: Receiver<bool>) -> Result<(), ServiceError> {
-        match has_resumed.recv_timeout(MOMENT) {
-            Err(RecvTimeoutError::Timeout) => {}
-            outcome => {
-                self.resumed(outcome.unwrap_or(false));
-                return Ok(());
-            }
-        }
-        tracing::warn!(
-            device = self.name,
-            "the device does not answer for the files that a daemon before us has had open: their programs wait; the other \
-             devices go on"
-        );
-        let later = thread::Builder::new().name("resuming".into()).spawn(move || {
-            match has_resumed.recv_timeout(SILENCE - MOMENT) {
-                Err(RecvTimeoutError::Timeout) => {
-                    tracing::error!(
-                        device = self.name,
-                        "the device has not answered for {} s: its node is ended, and who waits for it is told; it is served \
-                         again when its driver answers",
-                        SILENCE.as_secs()
-                    );
-                    self.abort();
-                }
-                outcome => self.resumed(outcome.unwrap_or(false)),
-            }
-        });
-        later.map(drop).map_err(ServiceError::System)
-    }
-
-    fn resumed(&self, goes_on: bool) {
-        if !goes_on {
-            self.abort();
-        }
-    }
-
-    /// It is made anew when the end is reported.
-    fn abort(&self) {
-        if let Err(error) = self.node.abort() {
-            tracing::error!(device = self.name, %error, "who waits for a lost file waits for the end of the node");
-        }
     }
 }
 

@@ -240,7 +240,9 @@ impl Session {
                 Ok((File::from(file), kept))
             });
         made.inspect_err(|error| {
-            tracing::warn!(%error, "a frame that is read in pieces would not outlive this daemon");
+            if !keeping.said.swap(true, Ordering::Relaxed) {
+                tracing::warn!(%error, "a frame that is read in pieces would not outlive this daemon");
+            }
         })
         .ok()
     }

@@ -208,7 +208,7 @@ impl Store {
         self.kept_since(name, turn)
     }
 
-    /// Is there room for one more of user `uid`'s? Nobody may have more than a [`SHARE`], or others' files would find none.
+    /// Is there room for one more of user `uid`'s? Nobody may have more than a quarter, or others' files would find none.
     #[must_use]
     pub fn has_room_for(&self, uid: u32) -> bool {
         !self.keeps() || self.names().share(Some(uid)) < self.most / SHARE
