@@ -40,6 +40,23 @@ pub struct Identity {
     inode: u64,
 }
 
+#[cfg(test)]
+impl Found {
+    /// The device of this number at `path`, for tests.
+    pub fn fake(path: &str, number: (u32, u32), inode: u64) -> Self {
+        Self {
+            path: path.into(),
+            number,
+            identity: Identity {
+                sysfs: path.into(),
+                number,
+                inode,
+            },
+            is_hardware: true,
+        }
+    }
+}
+
 impl Found {
     /// `video0`.
     #[must_use]

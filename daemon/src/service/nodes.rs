@@ -10,12 +10,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 use super::observed::Observed;
 use super::plan::{Have, How, Key, Machine, Wanted, difference, wanted};
 use super::served::{Making, Served};
-use super::{ServiceError, end};
+use super::{PATIENCE, ServiceError, end, framebuffers};
+use crate::backend::framebuffer::Framebuffer;
 use crate::config::{Config, Way};
-use crate::devices::{FbNode, Node, SideNode, carry, give_back_all, our_name};
+use crate::devices::{FbNode, Node, Questions, SideNode, carry, give_back_all, our_name};
 use crate::survive::Store;
 
 /// A node that ends by itself is made anew unless it has done so this many times within this time.
@@ -24,6 +27,9 @@ const WITHIN: Duration = Duration::from_secs(60);
 
 /// Nodes from a daemon before us are kept this long where their devices do not answer at once; then whoever waits is told.
 const SILENCE: Duration = Duration::from_secs(20);
+
+/// New devices may take so long, all together, to say who they are; those that take longer are served when they have done so.
+const PROMPT: Duration = Duration::from_secs(1);
 
 /// See [`Nodes::pace`].
 const SOON: Duration = Duration::from_millis(100);
@@ -38,10 +44,16 @@ struct Entry {
     framebuffer: Option<FbNode>,
 }
 
+type Opened = Result<Arc<dyn Framebuffer>, ServiceError>;
+
 /// See the module.
 pub(super) struct Nodes {
     making: Making,
     machine: Machine,
+    /// Framebuffers that are being opened, by their names.
+    opening: Questions<String, Opened>,
+    /// There is something new to look at.
+    roused: Arc<Notify>,
     entries: Vec<Entry>,
     /// Without a name: for those who have them open.
     departed: Vec<Entry>,
@@ -53,15 +65,21 @@ pub(super) struct Nodes {
     silent: HashMap<String, String>,
     /// There is something to look after soon.
     restless: bool,
+    /// Nothing was looked at so far.
+    is_first: bool,
     begun: Instant,
     shown: Arc<Observed>,
 }
 
 impl Nodes {
     pub(super) fn new(making: Making, shown: Arc<Observed>) -> Self {
+        let roused = Arc::new(Notify::new());
         Self {
             making,
-            machine: Machine::default(),
+            machine: Machine::new(Arc::clone(&roused)),
+            opening: Questions::new(Arc::clone(&roused)),
+            roused,
+            is_first: true,
             entries: Vec::new(),
             departed: Vec::new(),
             ends: HashMap::new(),
@@ -78,8 +96,16 @@ impl Nodes {
     /// # Errors
     /// The first thing that went wrong; everything else was done all the same.
     pub(super) fn compare(&mut self, config: &Config) -> Result<(), ServiceError> {
-        let look = self.machine.look(!config.strict).map_err(ServiceError::System)?;
+        // What there is when we begin is served when we say that we are ready; but nobody's clients wait meanwhile.
+        let patience = match std::mem::replace(&mut self.is_first, false) && !self.making.survival.is_heir() {
+            true => PATIENCE,
+            false => PROMPT,
+        };
+        let look = self.machine.look(!config.strict, patience);
+        let look = look.map_err(ServiceError::System)?;
         let wanted = wanted(config, &look.present);
+        self.opening
+            .retain(|name| wanted.iter().any(|wanted| name_of(wanted) == *name));
         let difference = difference(&wanted, &self.have());
         let mut troubles = HashMap::new();
         let mut silent = HashMap::new();
@@ -205,7 +231,9 @@ impl Nodes {
                     .collect();
                 let is_ours = |node: &str| self.making.survival.has_channel(node);
                 let framebuffer = FbNode::of(source, &others, &is_ours)?;
-                let served = self.making.framebuffer(framebuffer.clone())?;
+                // What is wrong with it is said before there is a node.
+                let opened = self.opened(source.name(), &framebuffer)?;
+                let served = self.making.framebuffer(framebuffer.clone(), opened)?;
                 (served, Some(framebuffer))
             }
             (None, Key::Device(_)) => return Err(ServiceError::System(std::io::ErrorKind::NotFound.into())),
@@ -216,6 +244,19 @@ impl Nodes {
             served,
             framebuffer,
         })
+    }
+
+    /// What `framebuffer` shows, which the configuration calls `name`.
+    fn opened(&mut self, name: String, framebuffer: &FbNode) -> Opened {
+        let (source, options) = (framebuffer.source.clone(), self.making.options.clone());
+        let ask = move || framebuffers::make(&source, &options);
+        // One that was asked before has had its time.
+        let patience = match self.opening.begin(name.clone(), ask) {
+            true => PROMPT,
+            false => Duration::ZERO,
+        };
+        let opened = self.opening.answer(&name, Instant::now() + patience);
+        opened.unwrap_or_else(|| Err(ServiceError::Hangs(name)))
     }
 
     /// Is `node` there from a daemon before us, to go on? Else there is room for it.
@@ -320,6 +361,11 @@ impl Nodes {
     pub(super) fn forgive(&mut self) {
         self.ends.clear();
         self.told.clear();
+    }
+
+    /// Returns when there is something new to look at that only we know of.
+    pub(super) async fn roused(&self) {
+        self.roused.notified().await;
     }
 
     /// When it is to be looked again although nothing was heard: soon where udev is about a device or a node is to be made

@@ -12,7 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::restore::Survival;
 use super::watchdog::Watchdog;
-use super::{CUSE, ServiceError, framebuffers};
+use super::{CUSE, PATIENCE, ServiceError};
+use crate::backend::framebuffer::Framebuffer;
 use crate::config::Choice;
 use crate::cuse::{Channel, Handler, Kernel, initialize, serve};
 use crate::devices::{FbNode, FbSource, Node, SideNode, Takeover};
@@ -145,8 +146,10 @@ impl Making {
         let front = VideoNode::new(device, Arc::clone(&self.shims), shelf);
         let name = real.display().to_string();
         self.watchdog.add(&name, side.node(), &channel, Some(&handle));
-        let goes_on = !was_inherited || resume(&front, &channel, left, self.survival.store());
-        let (id, server) = self.serve(channel, Arc::clone(&front), &name)?;
+        let (goes_on, node) = (Arc::clone(&front), side.node().clone());
+        let (again, store) = (Arc::clone(&channel), Arc::clone(self.survival.store()));
+        let resume = was_inherited.then_some(move || resume(&goes_on, &node, &again, left, &store));
+        let (id, server) = self.serve(channel, Arc::clone(&front), &name, resume)?;
         let served = Served {
             id,
             name,
@@ -158,10 +161,6 @@ impl Making {
             kept,
             _waiting: Some(waiting),
         };
-        // It is made anew when the end is reported.
-        if !goes_on && let Err(error) = served.node.abort() {
-            tracing::error!(device = served.name, %error, "who waits for a lost file waits for the end of the node");
-        }
         // Who may open it is settled already, and may have been changed since.
         if was_inherited {
             Ok(served)
@@ -170,10 +169,13 @@ impl Making {
         }
     }
 
-    pub(super) fn framebuffer(&self, wanted: FbNode) -> Result<Served, ServiceError> {
+    /// The node `wanted`, which shows `framebuffer`.
+    pub(super) fn framebuffer(
+        &self,
+        wanted: FbNode,
+        framebuffer: Arc<dyn Framebuffer>,
+    ) -> Result<Served, ServiceError> {
         let FbNode { source, node, .. } = wanted;
-        // What is wrong with it is said before there is a node.
-        let framebuffer = framebuffers::make(&source, &self.options)?;
         // A screen of our own ends with us, and who waits for it is told so at once.
         let outlives_us = matches!(source, FbSource::Real(_));
         let node_name = &node.spec().name;
@@ -194,14 +196,17 @@ impl Making {
         let front = fb::FbNode::new(framebuffer, Arc::clone(&self.shims), shelf);
         let name = source.name();
         self.watchdog.add(&name, &node, &channel, None);
-        if was_inherited {
-            front.restore(&mut left);
+        if !was_inherited {
+            std::mem::take(&mut left).give_up(self.survival.store());
         }
-        left.give_up(self.survival.store());
-        if was_inherited {
-            ask_again(&channel);
-        }
-        let (id, server) = self.serve(channel, Arc::clone(&front), &name)?;
+        let (goes_on, again) = (Arc::clone(&front), Arc::clone(&channel));
+        let store = Arc::clone(self.survival.store());
+        let resume = was_inherited.then_some(move || {
+            goes_on.restore(&mut left);
+            left.give_up(&store);
+            ask_again(&again);
+        });
+        let (id, server) = self.serve(channel, Arc::clone(&front), &name, resume)?;
         let served = Served {
             id,
             name,
@@ -220,22 +225,40 @@ impl Making {
         }
     }
 
+    /// Serves `channel` on a thread of its own, which goes on with what a daemon before us has left first: that asks the device's
+    /// driver, which may hang.
     fn serve(
         &self,
         channel: Arc<Channel>,
         handler: impl Handler,
         name: &str,
+        resume: Option<impl FnOnce() + Send + 'static>,
     ) -> Result<(u64, JoinHandle<()>), ServiceError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let (report_end, name) = (self.report_end.clone(), name.to_owned());
+        let (report_end, device) = (self.report_end.clone(), name.to_owned());
+        let goes_on = resume.is_some();
+        let (resumed, is_resumed) = std::sync::mpsc::channel();
         let server = thread::Builder::new().name("cuse-reader".into()).spawn(move || {
+            if let Some(resume) = resume {
+                resume();
+                // Who has waited long enough does not wait any more.
+                let _ = resumed.send(());
+            }
             if let Err(error) = serve(channel, handler) {
-                tracing::error!(device = name, %error, "the channel of a node broke");
+                tracing::error!(device, %error, "the channel of a node broke");
             }
             // Nobody listens any more when the end was asked for.
             let _ = report_end.send(id);
         });
-        Ok((id, server.map_err(ServiceError::System)?))
+        let server = server.map_err(ServiceError::System)?;
+        if goes_on && is_resumed.recv_timeout(PATIENCE).is_err() && !server.is_finished() {
+            tracing::error!(
+                device = name,
+                "its driver hangs, and its programs wait for it; the other devices go on; unplug it or load its driver's \
+                 module again"
+            );
+        }
+        Ok((id, server))
     }
 }
 
@@ -247,14 +270,22 @@ fn open(node: &Node) -> Result<(Arc<Channel>, Kernel), ServiceError> {
     Ok((channel, kernel))
 }
 
-/// Goes on where a daemon before us was ended: its files first, then the requests that it has not answered. `false`: there may
-/// be somebody whom only the end of the node wakes.
-fn resume(front: &VideoNode, channel: &Arc<Channel>, mut left: Inheritance, store: &Arc<Store>) -> bool {
+/// Goes on where a daemon before us was ended: its files first, then the requests that it has not answered.
+fn resume(
+    front: &VideoNode,
+    node: &Node,
+    channel: &Arc<Channel>,
+    mut left: Inheritance,
+    store: &Arc<Store>,
+) {
     let goes_on = front.restore(&mut left);
     left.give_up(store);
     ask_again(channel);
     front.wake_pollers(channel);
-    goes_on
+    // There may be somebody whom only the end of the node wakes. It is made anew when that is reported.
+    if !goes_on && let Err(error) = node.abort() {
+        tracing::error!(node = %node.path().display(), %error, "who waits for a lost file waits for the end of the node");
+    }
 }
 
 fn ask_again(channel: &Channel) {
