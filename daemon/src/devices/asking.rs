@@ -84,7 +84,10 @@ pub fn ask<T: Send + 'static>(
         Ok(answer) => answer,
         Err(_) => Err(io::Error::new(
             io::ErrorKind::TimedOut,
-            format!("its driver hangs: it has said nothing for {} s", patience.as_secs()),
+            format!(
+                "its driver hangs: it has said nothing for {} s",
+                patience.as_secs()
+            ),
         )),
     }
 }
@@ -136,7 +139,9 @@ mod tests {
         }
         assert!(begun.elapsed() < LONG / 2);
         drop(let_go);
-        tokio::time::timeout(LONG, answered.notified()).await.expect("told");
+        tokio::time::timeout(LONG, answered.notified())
+            .await
+            .expect("told");
         assert_eq!(questions.answer(&"a", Instant::now()), Some(7));
         assert_eq!(asked.load(Ordering::SeqCst), 1);
         assert!(questions.begin("a", || 9), "it may be asked again");
