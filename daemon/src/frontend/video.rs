@@ -16,6 +16,7 @@ use vidcompat_proto::queue::Help;
 use vidcompat_proto::shim;
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::Restored;
 use super::argument::Shape;
 use super::shim::Shims;
 use crate::client::CallShape;
@@ -77,11 +78,10 @@ impl VideoNode {
 
     /// Goes on with the files that a daemon before us has had open, before anything is read from the channel. What cannot
     /// go on is left to be given up: its clients are told that the device is gone.
-    /// `false`: it is not known who sleeps on one of them, so only the end of the node wakes them.
     #[must_use]
-    pub fn restore(&self, inheritance: &mut Inheritance) -> bool {
-        let Some(shelf) = &self.shelf else { return true };
-        let mut all_known = true;
+    pub fn restore(&self, inheritance: &mut Inheritance) -> Restored {
+        let mut restored = Restored::default();
+        let Some(shelf) = &self.shelf else { return restored };
         let beginning = format!("record.{}.", shelf.node());
         let handles: Vec<u64> = inheritance
             .beginning(&beginning)
@@ -89,18 +89,22 @@ impl VideoNode {
             .collect();
         for fh in handles {
             match Session::restore(&self.device, shelf, fh, inheritance) {
-                Ok(session) => self.take_over(fh, session),
+                Ok(session) => {
+                    self.take_over(fh, session);
+                    restored.files += 1;
+                }
                 Err(Orphaned { why, sleeper }) => {
                     tracing::warn!(
                         device = %self.device.path().display(), file = fh,
                         "an open file does not outlive the daemon before us ({why}): its program is told that the device is gone"
                     );
-                    all_known &= sleeper.is_some();
+                    restored.lost.push(why.to_string());
+                    restored.sleepers_unknown |= sleeper.is_none();
                     self.orphans().extend(sleeper.filter(|handle| *handle != 0));
                 }
             }
         }
-        all_known
+        restored
     }
 
     fn orphans(&self) -> std::sync::MutexGuard<'_, Vec<u64>> {

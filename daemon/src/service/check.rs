@@ -3,8 +3,8 @@
 use std::fmt::{Display, Write};
 use std::sync::Arc;
 
-use super::{PATIENCE, ServiceError};
 use super::plan::{Machine, Present};
+use super::{PATIENCE, ServiceError};
 use crate::cli::Options;
 use crate::config::{Config, DEFAULT_PATH, Setting, Way};
 use crate::devices::our_name;

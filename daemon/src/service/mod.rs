@@ -29,6 +29,7 @@ use crate::observe::scrape::Metrics;
 use crate::resolve::{OwnBuffers, Policy, Rule};
 use crate::session::DeviceOptions;
 use crate::sys;
+use chronicle::Chronicle;
 use nodes::Nodes;
 use observed::Observed;
 use restore::{Survival, leave_kept};
@@ -37,9 +38,11 @@ use shim_socket::ShimSocket;
 use watchdog::Watchdog;
 
 mod check;
+mod chronicle;
 mod framebuffers;
 mod nodes;
 mod observed;
+mod passing;
 mod patience;
 mod plan;
 mod restore;
@@ -159,6 +162,7 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
     watchdog
         .start(Duration::from_secs(options.stuck_after))
         .map_err(ServiceError::System)?;
+    let chronicle = Chronicle::begin(survival.store(), resends, &mut survival.inheritance());
     let making = Making {
         options: device_options(&config),
         shims,
@@ -166,8 +170,10 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
         report_end,
         next_id: AtomicU64::new(0),
         watchdog,
+        roused: Arc::default(),
+        chronicle: Arc::clone(&chronicle),
     };
-    let shown = Arc::new(Observed::default());
+    let shown = Arc::new(Observed::new(chronicle));
     let mut service = Service {
         options: options.clone(),
         config,

@@ -8,10 +8,12 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::restore::Survival;
-use super::watchdog::Watchdog;
+use super::chronicle::Chronicle;
+use super::passing::{Closing, Passing};
+use super::restore::{Survival, files_in};
+use super::watchdog::{Crew, Watchdog};
 use super::{CUSE, PATIENCE, ServiceError};
 use crate::backend::framebuffer::Framebuffer;
 use crate::config::Choice;
@@ -40,6 +42,8 @@ pub(super) struct Served {
     pub(super) takeover: Option<Takeover>,
     /// Driver and card, of a V4L2 node.
     names: Option<(String, String)>,
+    /// Who waits for its last file.
+    pub(super) closing: Arc<Closing>,
     /// Its channel, in the store that outlives us.
     pub(super) kept: Option<Kept>,
     /// Dropped to end the thread that waits for the device.
@@ -112,6 +116,9 @@ pub(super) struct Making {
     /// Of the next node.
     pub(super) next_id: AtomicU64,
     pub(super) watchdog: Watchdog,
+    /// Told when there is something new to look at that only we know of.
+    pub(super) roused: Arc<Notify>,
+    pub(super) chronicle: Arc<Chronicle>,
 }
 
 impl Making {
@@ -136,20 +143,26 @@ impl Making {
         let shelf = kept
             .as_ref()
             .and_then(|_| Shelf::of(self.survival.store(), node_name));
-        let (handle, waiting) = device_runtime().map_err(ServiceError::System)?;
+        let crew = Crew::default();
+        let (handle, waiting) = device_runtime(&crew).map_err(ServiceError::System)?;
         let real = side.real().to_owned();
         let device = Device::new(real.clone(), options, handle.clone()).map_err(ServiceError::System)?;
         let mut left = self.survival.of_node(node_name);
         if !was_inherited {
+            self.chronicle.lost(files_in(&left), "its node had ended");
             std::mem::take(&mut left).give_up(self.survival.store());
         }
         let front = VideoNode::new(device, Arc::clone(&self.shims), shelf);
         let name = real.display().to_string();
-        self.watchdog.add(&name, side.node(), &channel, Some(&handle));
+        self.watchdog
+            .add(&name, side.node(), &channel, Some(&handle), crew.clone());
         let (goes_on, node) = (Arc::clone(&front), side.node().clone());
         let (again, store) = (Arc::clone(&channel), Arc::clone(self.survival.store()));
-        let resume = was_inherited.then_some(move || resume(&goes_on, &node, &again, left, &store));
-        let (id, server) = self.serve(channel, Arc::clone(&front), &name, resume)?;
+        let chronicle = Arc::clone(&self.chronicle);
+        let resume =
+            was_inherited.then_some(move || resume(&goes_on, &node, &again, left, &store, &chronicle));
+        let closing = Arc::new(Closing::new(Arc::clone(&self.roused)));
+        let (id, server) = self.serve(channel, Arc::clone(&front), &closing, &crew, &name, resume)?;
         let served = Served {
             id,
             name,
@@ -158,6 +171,7 @@ impl Making {
             server,
             takeover,
             names: Some((side.names().0.to_owned(), side.names().1.to_owned())),
+            closing,
             kept,
             _waiting: Some(waiting),
         };
@@ -193,20 +207,24 @@ impl Making {
             .as_ref()
             .map(|_| fb::Shelf::new(self.survival.store(), node_name));
         let mut left = self.survival.of_node(node_name);
+        let crew = Crew::default();
         let front = fb::FbNode::new(framebuffer, Arc::clone(&self.shims), shelf);
         let name = source.name();
-        self.watchdog.add(&name, &node, &channel, None);
+        self.watchdog.add(&name, &node, &channel, None, crew.clone());
         if !was_inherited {
+            self.chronicle.lost(files_in(&left), "its node had ended");
             std::mem::take(&mut left).give_up(self.survival.store());
         }
         let (goes_on, again) = (Arc::clone(&front), Arc::clone(&channel));
-        let store = Arc::clone(self.survival.store());
+        let (store, chronicle) = (Arc::clone(self.survival.store()), Arc::clone(&self.chronicle));
         let resume = was_inherited.then_some(move || {
-            goes_on.restore(&mut left);
+            let restored = goes_on.restore(&mut left);
             left.give_up(&store);
             ask_again(&again);
+            chronicle.restored(restored.files, restored.lost);
         });
-        let (id, server) = self.serve(channel, Arc::clone(&front), &name, resume)?;
+        let closing = Arc::new(Closing::new(Arc::clone(&self.roused)));
+        let (id, server) = self.serve(channel, Arc::clone(&front), &closing, &crew, &name, resume)?;
         let served = Served {
             id,
             name,
@@ -215,6 +233,7 @@ impl Making {
             server,
             takeover: None,
             names: None,
+            closing,
             kept,
             _waiting: None,
         };
@@ -230,17 +249,26 @@ impl Making {
     fn serve(
         &self,
         channel: Arc<Channel>,
-        handler: impl Handler,
+        front: impl Handler,
+        closing: &Arc<Closing>,
+        crew: &Crew,
         name: &str,
         resume: Option<impl FnOnce() + Send + 'static>,
     ) -> Result<(u64, JoinHandle<()>), ServiceError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let (report_end, device) = (self.report_end.clone(), name.to_owned());
+        let (report_end, device, crew) = (self.report_end.clone(), name.to_owned(), crew.clone());
         let goes_on = resume.is_some();
+        let handler = Passing {
+            front,
+            closing: Arc::clone(closing),
+            chronicle: Arc::clone(&self.chronicle),
+        };
         let (resumed, is_resumed) = std::sync::mpsc::channel();
         let server = thread::Builder::new().name("cuse-reader".into()).spawn(move || {
             if let Some(resume) = resume {
+                crew.join();
                 resume();
+                crew.leave();
                 // Who has waited long enough does not wait any more.
                 let _ = resumed.send(());
             }
@@ -277,13 +305,17 @@ fn resume(
     channel: &Arc<Channel>,
     mut left: Inheritance,
     store: &Arc<Store>,
+    chronicle: &Chronicle,
 ) {
-    let goes_on = front.restore(&mut left);
+    let restored = front.restore(&mut left);
     left.give_up(store);
     ask_again(channel);
     front.wake_pollers(channel);
+    chronicle.restored(restored.files, restored.lost);
     // There may be somebody whom only the end of the node wakes. It is made anew when that is reported.
-    if !goes_on && let Err(error) = node.abort() {
+    if restored.sleepers_unknown
+        && let Err(error) = node.abort()
+    {
         tracing::error!(node = %node.path().display(), %error, "who waits for a lost file waits for the end of the node");
     }
 }
@@ -310,8 +342,11 @@ fn granted(mut served: Served) -> Result<Served, ServiceError> {
 }
 
 /// A runtime for one device on a thread of its own: a driver that holds its lock for long delays epoll only there.
-fn device_runtime() -> io::Result<(Handle, oneshot::Sender<()>)> {
+fn device_runtime(crew: &Crew) -> io::Result<(Handle, oneshot::Sender<()>)> {
+    let (joins, leaves, waits) = (crew.clone(), crew.clone(), crew.clone());
     let runtime: Runtime = Builder::new_current_thread()
+        .on_thread_start(move || joins.join())
+        .on_thread_stop(move || leaves.leave())
         .enable_io()
         .enable_time()
         .thread_keep_alive(KEEP_ALIVE)
@@ -321,9 +356,11 @@ fn device_runtime() -> io::Result<(Handle, oneshot::Sender<()>)> {
     thread::Builder::new()
         .name("device-ready".into())
         .spawn(move || {
+            waits.join();
             // Ends with the sender: there is nothing to receive.
             drop(runtime.block_on(receiver));
             runtime.shutdown_background();
+            waits.leave();
         })?;
     Ok((handle, sender))
 }
