@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 
 use crate::client::{AT_ONCE, Client};
-use crate::daemon::Daemon;
+use crate::daemon::{self, Daemon};
 use crate::report::figure;
 use crate::service::{CONFIG, configure, until};
 use crate::setup::{CONTIG, SPARE, Test, is_free};
@@ -197,6 +197,8 @@ fn deadlock() -> anyhow::Result<()> {
 }
 
 fn deadlock_alone() -> anyhow::Result<()> {
+    // It may have /dev/video1.
+    daemon::stop_shared();
     let environment = hanging("lock")?;
     let environment: Vec<_> = environment
         .iter()
@@ -257,6 +259,7 @@ fn driver() -> anyhow::Result<()> {
 
 fn looked_at() -> anyhow::Result<()> {
     const ANSWERS: &str = "/tmp/device-answers";
+    daemon::stop_shared();
     drop(std::fs::remove_file(ANSWERS));
     configure("[[device]]\npath = \"/dev/video1\"\n[[device]]\npath = \"/dev/video2\"\n")?;
     let manager = Manager::new("/tmp/watchdog-socket")?;
