@@ -9,6 +9,7 @@ use std::fmt::{self, Debug, Formatter};
 use std::hash::Hash;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,9 +21,30 @@ pub const ASKING: &str = "asks-a-driver";
 
 /// Questions that are under way, by what they are about.
 pub struct Questions<K, T> {
-    under_way: HashMap<K, Receiver<T>>,
-    /// Told of each answer, however late it comes.
+    under_way: HashMap<K, Question<T>>,
+    /// Told of each answer that nobody waits for any more.
     answered: Arc<Notify>,
+}
+
+struct Question<T> {
+    answer: Receiver<T>,
+    /// Who has asked has not waited.
+    is_late: Arc<AtomicBool>,
+}
+
+impl<T> Question<T> {
+    /// `Err(Timeout)`: there is none before `until`, and it will be told of when there is one.
+    fn answer(&self, until: Instant) -> Result<T, RecvTimeoutError> {
+        let answer = self
+            .answer
+            .recv_timeout(until.saturating_duration_since(Instant::now()));
+        if !matches!(answer, Err(RecvTimeoutError::Timeout)) {
+            return answer;
+        }
+        self.is_late.store(true, Ordering::SeqCst);
+        // It may have come before it could be seen that it is late.
+        self.answer.recv_timeout(Duration::ZERO)
+    }
 }
 
 impl<K: Debug, T> Debug for Questions<K, T> {
@@ -32,7 +54,7 @@ impl<K: Debug, T> Debug for Questions<K, T> {
 }
 
 impl<K: Eq + Hash, T: Send + 'static> Questions<K, T> {
-    /// None so far. `answered` is told of each answer.
+    /// None so far. `answered` is told of each answer that comes after who asked has stopped waiting.
     #[must_use]
     pub fn new(answered: Arc<Notify>) -> Self {
         Self {
@@ -46,19 +68,23 @@ impl<K: Eq + Hash, T: Send + 'static> Questions<K, T> {
         if self.under_way.contains_key(&about) {
             return false;
         }
-        let answered = Arc::clone(&self.answered);
-        let begun = begin(ask, move || answered.notify_one());
+        let (answered, is_late) = (Arc::clone(&self.answered), Arc::<AtomicBool>::default());
+        let late = Arc::clone(&is_late);
+        let begun = begin(ask, move || {
+            if late.load(Ordering::SeqCst) {
+                answered.notify_one();
+            }
+        });
         let begun = begun.inspect_err(|error| tracing::warn!(%error, "no thread is left to ask a driver"));
         begun.is_ok_and(|answer| {
-            self.under_way.insert(about, answer);
+            self.under_way.insert(about, Question { answer, is_late });
             true
         })
     }
 
     /// The answer, if there is one before `until`: it is given once, and then the question is not under way any more.
     pub fn answer(&mut self, about: &K, until: Instant) -> Option<T> {
-        let answer = self.under_way.get(about)?;
-        let answer = answer.recv_timeout(until.saturating_duration_since(Instant::now()));
+        let answer = self.under_way.get(about)?.answer(until);
         // Whoever was to answer has panicked: it may be asked again.
         if !matches!(answer, Err(RecvTimeoutError::Timeout)) {
             self.under_way.remove(about);
@@ -131,7 +157,8 @@ mod tests {
         }));
         assert!(questions.begin("b", || 8));
         assert_eq!(questions.answer(&"b", Instant::now() + LONG), Some(8));
-        answered.notified().await;
+        // Who has waited for it need not be told.
+        assert!(tokio::time::timeout(SHORT, answered.notified()).await.is_err());
         let begun = Instant::now();
         for _ in 0..3 {
             assert!(!questions.begin("a", || unreachable!("asked twice")));
