@@ -256,7 +256,11 @@ impl Making {
         resume: Option<impl FnOnce() + Send + 'static>,
     ) -> Result<(u64, JoinHandle<()>), ServiceError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let (report_end, device, crew) = (self.report_end.clone(), name.to_owned(), crew.clone());
+        let (device, crew) = (name.to_owned(), crew.clone());
+        let end = End {
+            id,
+            report: self.report_end.clone(),
+        };
         let goes_on = resume.is_some();
         let handler = Passing {
             front,
@@ -265,6 +269,7 @@ impl Making {
         };
         let (resumed, is_resumed) = std::sync::mpsc::channel();
         let server = thread::Builder::new().name("cuse-reader".into()).spawn(move || {
+            let _end = end;
             if let Some(resume) = resume {
                 crew.join();
                 resume();
@@ -275,8 +280,6 @@ impl Making {
             if let Err(error) = serve(channel, handler) {
                 tracing::error!(device, %error, "the channel of a node broke");
             }
-            // Nobody listens any more when the end was asked for.
-            let _ = report_end.send(id);
         });
         let server = server.map_err(ServiceError::System)?;
         if goes_on && is_resumed.recv_timeout(PATIENCE).is_err() && !server.is_finished() {
@@ -287,6 +290,19 @@ impl Making {
             );
         }
         Ok((id, server))
+    }
+}
+
+/// The thread that serves a node. Dropped: it has ended, also where it has met a bug.
+struct End {
+    id: u64,
+    report: mpsc::UnboundedSender<u64>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        // Nobody listens any more when the end was asked for.
+        let _ = self.report.send(self.id);
     }
 }
 
@@ -363,4 +379,22 @@ fn device_runtime(crew: &Crew) -> io::Result<(Handle, oneshot::Sender<()>)> {
             waits.leave();
         })?;
     Ok((handle, sender))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::End;
+    use tokio::sync::mpsc;
+
+    #[test]
+    fn the_end_of_a_thread_that_panics_is_reported_too() {
+        let (report, mut ended) = mpsc::unbounded_channel();
+        let end = End { id: 7, report };
+        let thread = std::thread::spawn(move || {
+            let _end = end;
+            panic!("a bug");
+        });
+        assert!(thread.join().is_err());
+        assert_eq!(ended.try_recv(), Ok(7));
+    }
 }

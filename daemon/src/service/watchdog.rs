@@ -12,7 +12,8 @@
 //! - *In a client's memory* (userfaultfd, a file system of the client's). Only that client waits. Nothing is done.
 //! - *Waiting for a lock or working without end, while no thread that it may wait for is in a driver or in a client's memory*,
 //!   three times in a row. It may wait for those of the same node, and for those that belong to none (the shim's); not for those
-//!   of another node, with which it shares no lock for longer than a moment, nor for one that only asks a driver something. That is a bug of ours, and nothing will end it. The clients of that node are freed by the kernel's own switch
+//!   of another node, with which it shares no lock for longer than a moment, nor for one that only asks a driver something. That
+//!   is a bug of ours, and nothing will end it. The clients of that node are freed by the kernel's own switch
 //!   (`/sys/class/cuse/NAME/abort`): each of their calls ends with ECONNABORTED, and each later one with ENOTCONN. (The node
 //!   itself stands until nobody holds the channel; who inherits that finds it dead, and makes the node anew.) Where somebody
 //!   starts us again (`NOTIFY_SOCKET`) we end by SIGABRT, which leaves a core to look at, as systemd's own watchdog would; the
