@@ -50,6 +50,11 @@ fn ask() -> anyhow::Result<Value> {
     Ok(answer["status"].clone())
 }
 
+/// What became of restarts.
+pub fn survival() -> anyhow::Result<Value> {
+    Ok(ask()?["survival"].clone())
+}
+
 /// The only queue of this type (`video capture`) that a process has on our node.
 pub fn queue(node: Node, pid: Pid, buf_type: &str) -> anyhow::Result<Value> {
     let status = ask()?;

@@ -18,6 +18,8 @@ use super::side_node::kind_and_number;
 const CLASS: &str = "/sys/class/video4linux";
 /// udev is waited for no longer than this where it has written about the device number before the node was made.
 const UDEV: Duration = Duration::from_secs(5);
+/// And no longer than this where it has written nothing: it hangs, or somebody has stopped it.
+const DEAF: Duration = Duration::from_secs(60);
 
 /// A real node that the kernel has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +40,23 @@ pub struct Identity {
     sysfs: PathBuf,
     number: (u32, u32),
     inode: u64,
+}
+
+#[cfg(test)]
+impl Found {
+    /// The device of this number at `path`, for tests.
+    pub fn fake(path: &str, number: (u32, u32), inode: u64) -> Self {
+        Self {
+            path: path.into(),
+            number,
+            identity: Identity {
+                sysfs: path.into(),
+                number,
+                inode,
+            },
+            is_hardware: true,
+        }
+    }
 }
 
 impl Found {
@@ -62,24 +81,30 @@ impl Found {
     /// Has udev done what it does about a new device: owner, mode, links? Until then its node is root's alone, and what is done
     /// to it now udev would undo or miss. udev writes its file about a device last of all, and a file older than the node is
     /// about the device that had the number before. Without udev there is nothing to wait for, nor after [`UDEV`]: a node that we
-    /// had to make is younger than what udev has written.
+    /// had to make is younger than what udev has written. Nor is it waited for for ever where it says nothing.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         if !Path::new("/run/udev/control").exists() {
             return true;
         }
         let (major, minor) = self.number;
-        let Ok(data) = fs::metadata(format!("/run/udev/data/c{major}:{minor}")) else {
-            return false;
-        };
+        let data = fs::metadata(format!("/run/udev/data/c{major}:{minor}"));
+        let written = data.and_then(|data| data.modified()).ok();
         // When it was made: every change of owner, mode or name counts as a change of the inode.
         let made = self
             .real()
             .and_then(|real| fs::metadata(real).ok()?.created().ok());
-        match (made, data.modified()) {
-            (Some(made), Ok(written)) => is_about(written, made, SystemTime::now()),
-            _ => true,
-        }
+        is_done(written, made, SystemTime::now())
+    }
+}
+
+/// Has udev done with a node that was made then, if it has written about its number then?
+fn is_done(written: Option<SystemTime>, made: Option<SystemTime>, now: SystemTime) -> bool {
+    match (written, made) {
+        (Some(written), Some(made)) => is_about(written, made, now),
+        (Some(_), None) => true,
+        (None, Some(made)) => now.duration_since(made).is_ok_and(|age| age > DEAF),
+        (None, None) => false,
     }
 }
 
@@ -141,7 +166,7 @@ fn look_at(entry: &Path) -> Option<Found> {
 
 #[cfg(test)]
 mod tests {
-    use super::{UDEV, discover_in, is_about};
+    use super::{DEAF, UDEV, discover_in, is_about, is_done};
     use std::fs;
     use std::os::unix::fs::symlink;
     use std::path::Path;
@@ -154,6 +179,15 @@ mod tests {
         assert!(is_about(made, made, now) && is_about(made + moment, made, now));
         assert!(!is_about(made - moment, made, now));
         assert!(is_about(made - moment, made, made + UDEV + moment));
+    }
+
+    #[test]
+    fn a_udev_that_says_nothing_is_not_waited_for_for_ever() {
+        let (made, moment) = (SystemTime::now(), Duration::from_millis(50));
+        assert!(!is_done(None, Some(made), made + DEAF));
+        assert!(is_done(None, Some(made), made + DEAF + moment));
+        assert!(is_done(Some(made), Some(made), made) && is_done(Some(made), None, made));
+        assert!(!is_done(None, None, made));
     }
 
     #[test]

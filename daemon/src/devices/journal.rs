@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
+/// Bytes of a file that are read: more than we write.
+const LONGEST: u64 = 1 << 20;
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Folder(File);
@@ -89,14 +92,14 @@ impl Folder {
 
     /// What was written last; `None` where nothing was.
     pub(super) fn read(&self, name: &str) -> Option<Vec<u8>> {
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             // Nor is a pipe waited for.
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(self.path(name))
             .ok()?;
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).ok()?;
+        file.take(LONGEST).read_to_end(&mut bytes).ok()?;
         Some(bytes)
     }
 

@@ -9,6 +9,7 @@
 pub const ASIDE: &str = "/dev/vidcompat";
 
 mod access;
+mod asking;
 mod discovery;
 mod fb_node;
 mod fb_source;
@@ -19,6 +20,7 @@ mod takeover;
 mod watch;
 
 pub use access::carry;
+pub use asking::{ASKING, Questions};
 pub use discovery::{Found, Identity, discover};
 pub use fb_node::{FB_FIRST_MINOR, FB_FIRST_OWN_MINOR, FB_MAJOR, FbNode, FbNodeError};
 pub use fb_source::{FbSource, Own};

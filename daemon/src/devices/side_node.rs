@@ -4,7 +4,9 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use super::asking::ask;
 use super::discovery::{Found, number_at};
 use super::node::{Access, Node, NodeError};
 use super::takeover::{Takeover, TakeoverError};
@@ -16,6 +18,9 @@ use crate::cuse::NodeSpec;
 pub(crate) const MAJOR: u32 = 81;
 /// Ours is `/dev/videoN` with N this much higher than the real one's.
 pub(crate) const FIRST_NUMBER: u32 = 64;
+
+/// For a device of the command line to answer: longer than a camera takes that has to be woken.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The kinds of V4L2 nodes (`VFL_TYPE_*`, v4l2-dev.c) by what their names begin with; metadata nodes are video nodes.
 /// Programs take the kind from the name that `/sys/dev/char/MAJOR:MINOR/uevent` gives, so ours begins the same. Each has
@@ -274,14 +279,15 @@ fn check_device(real: &Path) -> Result<(String, String), SideNodeError> {
         path: real.to_owned(),
         source,
     };
-    let (driver, card) = names_of(real).map_err(not_v4l2)?;
+    let path = real.to_owned();
+    let (driver, card) = ask(PATIENCE, move || names_of(&path)).map_err(not_v4l2)?;
     tracing::info!(
         device = %real.display(), driver, card, "found a device"
     );
     Ok((driver, card))
 }
 
-/// Driver and card of the node at `path`, as QUERYCAP names them.
+/// Driver and card of the node at `path`, as QUERYCAP names them. This may take as long as the driver likes.
 ///
 /// # Errors
 /// It cannot be opened, or is no V4L2 node.

@@ -16,6 +16,7 @@ use vidcompat_proto::queue::Help;
 use vidcompat_proto::shim;
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::Restored;
 use super::argument::Shape;
 use super::shim::Shims;
 use crate::client::CallShape;
@@ -80,12 +81,11 @@ impl VideoNode {
 
     /// Goes on with the files that a daemon before us has had open, before anything is read from the channel. What cannot
     /// go on is left to be given up: its clients are told that the device is gone.
-    /// `false`: it is not known who sleeps on one of them, so only the end of the node wakes them.
     #[must_use]
-    pub fn restore(&self, inheritance: &mut Inheritance, tries: Option<&Tries>) -> bool {
-        let Some(shelf) = &self.shelf else { return true };
+    pub fn restore(&self, inheritance: &mut Inheritance, tries: Option<&Tries>) -> Restored {
+        let mut restored = Restored::default();
+        let Some(shelf) = &self.shelf else { return restored };
         self.restoring.store(true, Ordering::Relaxed);
-        let mut all_known = true;
         let beginning = format!("record.{}.", shelf.node());
         let handles: Vec<u64> = inheritance
             .beginning(&beginning)
@@ -93,24 +93,28 @@ impl VideoNode {
             .collect();
         for fh in handles {
             let taken_up = tries.map(|tries| tries.take_up(What::File(fh)));
-            let restored = match &taken_up {
+            let outcome = match &taken_up {
                 Some(None) => Err(Session::give_up(shelf, fh, inheritance, Lost::Deadly)),
                 _ => Session::restore(&self.device, shelf, fh, inheritance),
             };
-            match restored {
-                Ok(session) => self.take_over(fh, session),
+            match outcome {
+                Ok(session) => {
+                    self.take_over(fh, session);
+                    restored.files += 1;
+                }
                 Err(Orphaned { why, sleeper }) => {
                     tracing::warn!(
                         device = %self.device.path().display(), file = fh,
                         "an open file does not outlive the daemon before us ({why}): its program is told that the device is gone"
                     );
-                    all_known &= sleeper.is_some();
+                    restored.lost.push(why.to_string());
+                    restored.sleepers_unknown |= sleeper.is_none();
                     self.orphans().extend(sleeper.filter(|handle| *handle != 0));
                 }
             }
         }
         self.restoring.store(false, Ordering::Relaxed);
-        all_known
+        restored
     }
 
     fn orphans(&self) -> std::sync::MutexGuard<'_, Vec<u64>> {

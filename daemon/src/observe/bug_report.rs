@@ -5,12 +5,15 @@
 //! (which `/dev/v4l/by-id` would have).
 
 use std::fmt::Write;
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use super::command::BugReportOptions;
-use super::doctor::look::{names, patiently, text};
+use super::doctor::look::{names, patiently, text, within};
 use super::doctor::{self, log};
 use super::page::printable;
 use super::{ask, show};
@@ -20,6 +23,8 @@ use crate::backend::v4l2::RealNode;
 const LINES: usize = 300;
 /// Bytes of a configuration file.
 const LONGEST: usize = 64 << 10;
+/// For journalctl: a large journal on a slow disk.
+const SEARCHING: Duration = Duration::from_secs(20);
 /// The unit that the package installs.
 const UNIT: &str = "vidcompatd.service";
 
@@ -33,7 +38,7 @@ pub(super) fn report(options: &BugReportOptions) -> String {
         // Into a string: that cannot fail.
         let _ = write!(report, "\n== {title} ==\n");
         for line in body.lines() {
-            report += &printable(line);
+            report += &without_serial_numbers(&printable(line));
             report.push('\n');
         }
     };
@@ -49,6 +54,30 @@ pub(super) fn report(options: &BugReportOptions) -> String {
     section("devices", &devices());
     section("framebuffers", &text("/proc/fb").unwrap_or_default());
     report
+}
+
+/// Writes it to a new file. That is for nobody else to read: it has lines of logs that only root may see.
+pub(super) fn write(path: &Path, report: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(report.as_bytes())
+}
+
+/// Names in `/dev/v4l/by-id` have them, wherever they stand.
+fn without_serial_numbers(line: &str) -> String {
+    const FOLDER: &str = "/by-id/";
+    let mut parts = line.split(FOLDER);
+    let mut safe = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let end = part.find(|character: char| character.is_whitespace() || "\"'`,;:)]".contains(character));
+        safe += FOLDER;
+        safe += "...";
+        safe += &part[end.unwrap_or(part.len())..];
+    }
+    safe
 }
 
 fn versions() -> String {
@@ -117,10 +146,11 @@ fn journal() -> String {
         "-o",
         "short-monotonic",
     ];
-    let ran = Command::new("journalctl")
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output();
+    let mut journalctl = Command::new("journalctl");
+    journalctl.args(arguments).stdin(Stdio::null());
+    let Some(ran) = within(SEARCHING, move || journalctl.output()) else {
+        return "journalctl does not answer".to_owned();
+    };
     match ran {
         Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).into_owned(),
         Ok(output) => format!("journalctl: {}", String::from_utf8_lossy(&output.stderr)),
@@ -136,11 +166,20 @@ fn kernel_log() -> String {
     let Some(lines) = log::lines() else {
         return "only root may read it here\n".to_owned();
     };
-    let is_about = |line: &&String| {
-        let small = line.to_lowercase();
+    let is_about = |line: &&log::Line| {
+        let small = line.text.to_lowercase();
         ABOUT.iter().any(|word| small.contains(word)) && !small.contains("serialnumber")
     };
-    let lines: Vec<_> = lines.iter().filter(is_about).map(String::as_str).collect();
+    // With the time, as the journal has it.
+    let told = |line: &log::Line| {
+        format!(
+            "[{:5}.{:06}] {}",
+            line.at.as_secs(),
+            line.at.subsec_micros(),
+            line.text
+        )
+    };
+    let lines: Vec<_> = lines.iter().filter(is_about).map(told).collect();
     lines[lines.len().saturating_sub(LINES)..].join("\n")
 }
 
@@ -204,7 +243,8 @@ fn capabilities(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::command::BugReportOptions;
-    use super::{configuration, report};
+    use super::{configuration, report, without_serial_numbers, write};
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[test]
     fn a_report_has_every_part_without_a_daemon() {
@@ -231,6 +271,35 @@ mod tests {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("a name");
         let host = host.trim();
         assert!(host.len() < 6 || !report.contains(host), "it names the host");
+    }
+
+    #[test]
+    fn a_report_is_for_nobody_else_and_replaces_nothing() {
+        let folder = std::env::temp_dir().join(format!("vidcompat-written-{}", std::process::id()));
+        std::fs::create_dir(&folder).expect("a new folder");
+        let (path, link) = (folder.join("report"), folder.join("link"));
+        write(&path, "text").expect("a new file");
+        let mode = std::fs::metadata(&path).expect("the file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(write(&path, "other").is_err());
+        symlink(folder.join("nowhere"), &link).expect("a link");
+        assert!(write(&link, "other").is_err() && !folder.join("nowhere").exists());
+        assert_eq!(std::fs::read_to_string(&path).expect("the file"), "text");
+        std::fs::remove_dir_all(&folder).expect("our own");
+    }
+
+    #[test]
+    fn a_name_by_id_is_told_without_its_serial_number() {
+        let line = r#"path = "/dev/v4l/by-id/usb-046d_C270_A1B2C3-video-index0" # /dev/v4l/by-id/x: broken"#;
+        assert_eq!(
+            without_serial_numbers(line),
+            r#"path = "/dev/v4l/by-id/..." # /dev/v4l/by-id/...: broken"#
+        );
+        assert_eq!(
+            without_serial_numbers("running: vidcompatd --device /dev/v4l/by-id/usb-A1"),
+            "running: vidcompatd --device /dev/v4l/by-id/..."
+        );
+        assert_eq!(without_serial_numbers("/dev/video0"), "/dev/video0");
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! The `vidcompat` command: what can be asked, and its exit status.
 
-use std::fs::File;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -116,7 +114,7 @@ pub struct MetricsOptions {
 /// Of `bug-report`.
 #[derive(Clone, Debug, Args)]
 pub struct BugReportOptions {
-    /// Where it is written; stdout without it. A file that exists is not touched.
+    /// Where it is written, for nobody else to read; stdout without it. A file that exists is not touched.
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 
@@ -234,8 +232,7 @@ pub fn run(command: &Command) -> Outcome {
             let Some(path) = &options.output else {
                 return Ok((report, ExitCode::SUCCESS));
             };
-            let written = File::create_new(path).and_then(|mut file| file.write_all(report.as_bytes()));
-            written
+            bug_report::write(path, &report)
                 .map(|()| (String::new(), ExitCode::SUCCESS))
                 .map_err(|error| {
                     (

@@ -178,6 +178,15 @@ fn survival(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         metric.encode_counter::<NoLabelSet, u64, u64>(&count, None)?;
     }
+    if let Some(took) = survival.took_us {
+        let mut metric = encoder.encode_descriptor(
+            "vidcompat_restart",
+            "From the beginning of this daemon until the nodes of the one before were served again",
+            Some(&Unit::Seconds),
+            MetricType::Gauge,
+        )?;
+        metric.encode_gauge(&seconds(took))?;
+    }
     Ok(())
 }
 
@@ -231,8 +240,11 @@ mod tests {
             "vidcompat_open_files{device=\"/dev/video1\"} 0",
             "vidcompat_streaming_queues{device=\"/dev/video0\"} 1",
             "vidcompat_framebuffer_shown_total{device=\"kms:/dev/dri/card1\"} 120",
+            "vidcompat_restarts_total 2",
+            "vidcompat_restart_seconds 0.012345",
             "vidcompat_files_restored_total 3",
             "vidcompat_files_given_up_total 1",
+            "vidcompat_requests_resent_total 5",
             "# EOF",
         ] {
             assert!(text.lines().any(|each| each == line), "no {line} in\n{text}");
@@ -241,6 +253,7 @@ mod tests {
             !text.contains("capture\u{1b}") && !text.contains("queue=\"output\""),
             "{text}"
         );
-        assert!(super::text(Status::default()).is_ok());
+        let nothing = super::text(Status::default()).expect("text");
+        assert!(!nothing.contains("vidcompat_restart_seconds"), "{nothing}");
     }
 }

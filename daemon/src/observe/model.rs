@@ -29,8 +29,8 @@ pub struct Status {
     pub framebuffers: Vec<Framebuffer>,
 }
 
-/// What became of the sessions of daemons before this one, and of those that kept them. The service fills it while it
-/// takes over what was kept for it (`service/observed.rs` hands it on).
+/// What became of the open files of daemons before this one: of all of them that served the same nodes without a break, and of
+/// this one (`service/chronicle.rs`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Survival {
@@ -46,6 +46,9 @@ pub struct Survival {
     pub reasons: Vec<String>,
     /// Requests that the kernel has sent again.
     pub resent: u64,
+    /// Microseconds from the beginning of this daemon until the last node of the daemon before was served again; `None`:
+    /// there was none.
+    pub took_us: Option<u64>,
 }
 
 /// A framebuffer and its node.
@@ -488,6 +491,7 @@ pub(super) mod tests {
                 given_up: 1,
                 reasons: vec!["the record of a session is of another version".to_owned()],
                 resent: 5,
+                took_us: Some(12_345),
             },
             devices: vec![
                 Device {

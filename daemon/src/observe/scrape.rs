@@ -32,6 +32,8 @@ const GROUP: &str = "video";
 const MOST: usize = 8;
 /// Bytes of a request.
 const LONGEST: usize = 8192;
+/// Bytes of an answer: more than the most devices fill.
+const LONGEST_ANSWER: u64 = 64 << 20;
 /// For all of an answer, of who asks.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -159,7 +161,7 @@ pub fn scrape(path: &Path) -> Result<String, AskError> {
         .set_read_timeout(Some(PATIENCE))
         .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
         .and_then(|()| stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n"))
-        .and_then(|()| stream.read_to_string(&mut answer));
+        .and_then(|()| stream.take(LONGEST_ANSWER).read_to_string(&mut answer));
     asked.map_err(silent)?;
     match answer.split_once("\r\n\r\n") {
         Some((head, body)) if head.starts_with("HTTP/1.0 200 ") => Ok(body.to_owned()),

@@ -218,6 +218,7 @@ fn survival(survival: &Survival) -> Option<String> {
         given_up,
         reasons,
         resent,
+        took_us,
     } = survival;
     if *survival == Survival::default() {
         return None;
@@ -226,9 +227,15 @@ fn survival(survival: &Survival) -> Option<String> {
         Some(keeper) => format!("kept by {keeper}"),
         None => "kept by nobody".to_owned(),
     };
+    if (restarts, restored, given_up) == (&0, &0, &0) {
+        return Some(format!("{keeper}, never restarted"));
+    }
     let mut text = format!(
         "{keeper}; restarted {restarts} times, {restored} files went on, {given_up} ended, {resent} requests repeated"
     );
+    if took_us.is_some() {
+        text += &format!(", served again after {}", span(*took_us));
+    }
     if let Some(reason) = reasons.last() {
         text += &format!(" (the last that ended: {reason})");
     }
@@ -288,14 +295,14 @@ pub(super) fn size(bytes: u64) -> String {
 mod tests {
     use super::super::model::tests::sample;
     use super::super::page::WIDTH;
-    use super::{size, status};
+    use super::{Survival, size, status};
 
     #[test]
     fn a_page_shows_every_buffer_and_what_became_of_it() {
         let expected = "\
 vidcompatd 0.1.0, process 412, 2 devices, 3 framebuffers
-kept by systemd; restarted 2 times, 3 files went on, 1 ended, 5 requests repeated (the last that
-    ended: the record of a session is of another version)
+kept by systemd; restarted 2 times, 3 files went on, 1 ended, 5 requests repeated, served again
+    after 12.3 ms (the last that ended: the record of a session is of another version)
 
 NODE          PROCESS         QUEUE           BUFFERS              FRAMES/S   COPIED/S   50 %   99 %
 /dev/video64  812 capture\\u{1 capture USERPTR 1 copied, 1 adopted,    29.97  599.3 KiB  200us    1ms
@@ -335,6 +342,19 @@ NODE          PROCESS         QUEUE           BUFFERS              FRAMES/S   CO
 /dev/fb2 for memory:8x8x8: not open
 ";
         assert_eq!(status(&sample()), expected);
+    }
+
+    #[test]
+    fn what_nobody_has_restarted_is_said_in_few_words_and_what_nobody_keeps_in_none() {
+        let mut never = sample();
+        never.survival = Survival {
+            kept_by: Some("keeper".to_owned()),
+            ..Survival::default()
+        };
+        let page = status(&never);
+        assert_eq!(page.lines().nth(1), Some("kept by keeper, never restarted"));
+        never.survival = Survival::default();
+        assert_eq!(status(&never).lines().nth(1), Some(""));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! `--check-config`: what would be served on this machine, and who has said so. Nothing is changed.
 
 use std::fmt::{Display, Write};
+use std::sync::Arc;
 
-use super::ServiceError;
 use super::plan::{Machine, Present};
+use super::{PATIENCE, ServiceError};
 use crate::cli::Options;
 use crate::config::{Config, DEFAULT_PATH, Setting, Way};
 use crate::devices::our_name;
@@ -18,7 +19,8 @@ pub fn check(options: &Options) -> Result<String, ServiceError> {
         options.config.get_or_insert_with(|| DEFAULT_PATH.into());
     }
     let config = Config::of(&options)?;
-    let look = Machine::default().look(false).map_err(ServiceError::System)?;
+    let mut machine = Machine::new(Arc::default());
+    let look = machine.look(false, PATIENCE).map_err(ServiceError::System)?;
     let mut page = String::new();
     settings(&mut page, &config);
     page.push_str("devices:\n");

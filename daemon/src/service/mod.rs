@@ -30,6 +30,7 @@ use crate::resolve::{OwnBuffers, Policy, Rule};
 use crate::session::DeviceOptions;
 use crate::survive::tell_end;
 use crate::sys;
+use chronicle::Chronicle;
 use nodes::Nodes;
 use observed::Observed;
 use restore::{Survival, leave_kept};
@@ -38,9 +39,11 @@ use shim_socket::ShimSocket;
 use watchdog::Watchdog;
 
 mod check;
+mod chronicle;
 mod framebuffers;
 mod nodes;
 mod observed;
+mod passing;
 mod patience;
 mod plan;
 mod restore;
@@ -55,7 +58,7 @@ pub use check::check;
 const CUSE: &str = "/dev/cuse";
 /// How long we try to answer those who wait, before their calls are aborted.
 const GRACE: Duration = Duration::from_secs(1);
-/// How long calls that are under way may take to end then.
+/// How long calls that are under way may take to end then, and drivers to answer at the beginning.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How often it is looked what devices there are where nobody tells us.
 const UNHEARD: Duration = Duration::from_secs(2);
@@ -78,6 +81,12 @@ pub enum ServiceError {
     /// A framebuffer that there is no memory for, or that does not answer.
     #[error("{0} cannot be served as a framebuffer ({1})")]
     Screen(String, #[source] io::Error),
+    /// Its driver does not answer.
+    #[error(
+        "{0} hangs in its driver when it is opened; it is served as soon as that answers, and the other devices go on; to \
+         have it sooner, load its driver's module again"
+    )]
+    Hangs(String),
     /// Our own node.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -156,6 +165,7 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
     watchdog
         .start(Duration::from_secs(options.stuck_after))
         .map_err(ServiceError::System)?;
+    let chronicle = Chronicle::begin(survival.store(), resends, &mut survival.inheritance());
     let making = Making {
         options: device_options(&config),
         shims,
@@ -163,8 +173,10 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
         report_end,
         next_id: AtomicU64::new(0),
         watchdog,
+        roused: Arc::default(),
+        chronicle: Arc::clone(&chronicle),
     };
-    let shown = Arc::new(Observed::default());
+    let shown = Arc::new(Observed::new(chronicle));
     let mut service = Service {
         options: options.clone(),
         config,
@@ -196,6 +208,7 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
             _ = signals.hangup.recv() => service.reload(),
             Some(id) = ended.recv() => service.nodes.ended(id),
             () = service.watcher.changed() => {}
+            () = service.nodes.roused() => {}
             () = sleep(again) => {}
         }
         // Whatever it was: all of it is looked at, and what is as it should be is left alone.
@@ -403,9 +416,10 @@ fn end(mut served: Vec<Served>) {
     // On threads of their own: a driver call that hangs holds its session.
     let answered: Vec<_> = served
         .iter()
-        .map(|served| {
+        .filter_map(|served| {
             let front = served.front.clone();
-            thread::spawn(move || front.shut_down())
+            let thread = thread::Builder::new().name("ends".to_owned());
+            thread.spawn(move || front.shut_down()).ok()
         })
         .collect();
     wait_until(GRACE, || answered.iter().all(JoinHandle::is_finished));
@@ -420,18 +434,33 @@ fn end(mut served: Vec<Served>) {
     wait_until(PATIENCE, || {
         served.iter().all(|served| served.server.is_finished())
     });
-    for Served {
-        name, node, server, ..
-    } in served
-    {
-        if server.is_finished() {
-            tracing::info!(node = %node.path().display(), "ended");
+    for served in &served {
+        if served.server.is_finished() {
+            tracing::info!(node = %served.node.path().display(), "ended");
         } else {
             tracing::warn!(
-                device = name,
+                device = served.name,
                 "a driver call is still under way; the kernel ends it with the process"
             );
         }
+    }
+    let_go(served);
+}
+
+/// Closes what nodes have open, on threads of their own: that may take as long as the devices' drivers like.
+fn let_go(served: Vec<Served>) {
+    let closing = served.into_iter().filter_map(|served| {
+        let name = served.name.clone();
+        let thread = thread::Builder::new().name("closes".to_owned());
+        // What could not be moved to a thread is closed already.
+        Some((name, thread.spawn(move || drop(served)).ok()?))
+    });
+    let closing: Vec<_> = closing.collect();
+    wait_until(PATIENCE, || {
+        closing.iter().all(|(_, thread)| thread.is_finished())
+    });
+    for (device, _) in closing.iter().filter(|(_, thread)| !thread.is_finished()) {
+        tracing::warn!(device, "its driver hangs when it is closed");
     }
 }
 

@@ -10,12 +10,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 use super::observed::Observed;
 use super::plan::{Have, How, Key, Machine, Wanted, difference, wanted};
 use super::served::{Making, Served};
-use super::{ServiceError, end};
+use super::{PATIENCE, ServiceError, end, framebuffers};
+use crate::backend::framebuffer::Framebuffer;
 use crate::config::{Config, Way};
-use crate::devices::{FbNode, Node, SideNode, carry, give_back_all, our_name};
+use crate::devices::{FbNode, Node, Questions, SideNode, carry, give_back_all, our_name};
 use crate::survive::Store;
 
 /// A node that ends by itself is made anew unless it has done so this many times within this time.
@@ -25,8 +28,12 @@ const WITHIN: Duration = Duration::from_secs(60);
 /// Nodes from a daemon before us are kept this long where their devices do not answer at once; then whoever waits is told.
 const SILENCE: Duration = Duration::from_secs(20);
 
+/// New devices may take so long, all together, to say who they are; those that take longer are served when they have done so.
+const PROMPT: Duration = Duration::from_secs(1);
+
 /// See [`Nodes::pace`].
 const SOON: Duration = Duration::from_millis(100);
+const SHORTLY: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_secs(2);
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -38,36 +45,77 @@ struct Entry {
     framebuffer: Option<FbNode>,
 }
 
+/// When nodes have ended by themselves, by what they were for: what is plugged in again is something else.
+#[derive(Debug, Default)]
+struct Ends(Vec<(Key, Vec<Instant>)>);
+
+impl Ends {
+    /// One has ended now. `true`: it is not made anew any more.
+    fn add(&mut self, key: &Key, now: Instant) -> bool {
+        let at = self.0.iter().position(|(known, _)| known == key);
+        let at = at.unwrap_or_else(|| {
+            self.0.push((key.clone(), Vec::new()));
+            self.0.len() - 1
+        });
+        let ends = &mut self.0[at].1;
+        ends.retain(|ended| now.saturating_duration_since(*ended) < WITHIN);
+        ends.push(now);
+        ends.len() >= ENDS
+    }
+
+    fn are_enough(&self, key: &Key) -> bool {
+        let mut all = self.0.iter();
+        all.any(|(known, ends)| known == key && ends.len() >= ENDS)
+    }
+
+    /// Forgets what is wanted no more.
+    fn retain(&mut self, wanted: &[Wanted]) {
+        self.0
+            .retain(|(key, _)| wanted.iter().any(|wanted| wanted.key == *key));
+    }
+}
+
+type Opened = Result<Arc<dyn Framebuffer>, ServiceError>;
+
 /// See the module.
 pub(super) struct Nodes {
     making: Making,
     machine: Machine,
+    /// Framebuffers that are being opened, by their names.
+    opening: Questions<String, Opened>,
+    /// There is something new to look at.
+    roused: Arc<Notify>,
     entries: Vec<Entry>,
     /// Without a name: for those who have them open.
     departed: Vec<Entry>,
-    /// When a node of this name has ended by itself.
-    ends: HashMap<String, Vec<Instant>>,
+    ends: Ends,
     /// What the operator has been told of a device that is not served: once.
     told: HashMap<String, String>,
     /// Devices that did not answer when they were looked at last.
     silent: HashMap<String, String>,
-    /// There is something to look after soon.
-    restless: bool,
+    /// There is something to look after soon, since then.
+    restless: Option<Instant>,
+    /// Nothing was looked at so far.
+    is_first: bool,
     begun: Instant,
     shown: Arc<Observed>,
 }
 
 impl Nodes {
     pub(super) fn new(making: Making, shown: Arc<Observed>) -> Self {
+        let roused = Arc::clone(&making.roused);
         Self {
             making,
-            machine: Machine::default(),
+            machine: Machine::new(Arc::clone(&roused)),
+            opening: Questions::new(Arc::clone(&roused)),
+            roused,
+            is_first: true,
             entries: Vec::new(),
             departed: Vec::new(),
-            ends: HashMap::new(),
+            ends: Ends::default(),
             told: HashMap::new(),
             silent: HashMap::new(),
-            restless: false,
+            restless: None,
             begun: Instant::now(),
             shown,
         }
@@ -78,8 +126,17 @@ impl Nodes {
     /// # Errors
     /// The first thing that went wrong; everything else was done all the same.
     pub(super) fn compare(&mut self, config: &Config) -> Result<(), ServiceError> {
-        let look = self.machine.look(!config.strict).map_err(ServiceError::System)?;
+        // What there is when we begin is served when we say that we are ready; but nobody's clients wait meanwhile.
+        let patience = match std::mem::replace(&mut self.is_first, false) && !self.making.survival.is_heir() {
+            true => PATIENCE,
+            false => PROMPT,
+        };
+        let look = self.machine.look(!config.strict, patience);
+        let look = look.map_err(ServiceError::System)?;
         let wanted = wanted(config, &look.present);
+        self.ends.retain(&wanted);
+        self.opening
+            .retain(|name| wanted.iter().any(|wanted| name_of(wanted) == *name));
         let difference = difference(&wanted, &self.have());
         let mut troubles = HashMap::new();
         let mut silent = HashMap::new();
@@ -92,12 +149,17 @@ impl Nodes {
             }
             silent.insert(found.path.display().to_string(), why);
         }
+        let waiting: Vec<u64> = difference
+            .wait
+            .iter()
+            .map(|at| self.entries[*at].served.id)
+            .collect();
         self.take_out(&difference.hide, &difference.replace);
         let mut first = Ok(());
         for index in &difference.make {
             let wanted = &wanted[*index];
             let name = name_of(wanted);
-            if self.is_given_up(&name) {
+            if self.ends.are_enough(&wanted.key) {
                 continue;
             }
             if self.has_departed(&wanted.key) {
@@ -123,10 +185,16 @@ impl Nodes {
         let seen = silent.iter().filter(|(name, _)| self.silent.contains_key(*name));
         troubles.extend(seen.map(|(name, why)| (name.clone(), why.clone())));
         self.silent = silent;
-        self.restless = new || look.unsettled > 0 || !difference.wait.is_empty();
-        if look.unsettled == 0 && !new && self.making.survival.give_up(&stay) {
-            // Names that a daemon before us had taken, which are not to be ours any more; those that are have our lock.
-            drop(give_back_all(&stay, false));
+        self.restless = (new || look.unsettled > 0).then(|| self.restless.unwrap_or_else(Instant::now));
+        self.await_last_files(&waiting);
+        if look.unsettled == 0 && !new {
+            let given_up = self.making.survival.give_up(&stay);
+            let why = "its device was gone, did not answer, or is not served any more";
+            self.making.chronicle.lost(given_up.files, why);
+            if given_up.nodes {
+                // Names that a daemon before us had taken, which are not to be ours any more; those that are have our lock.
+                drop(give_back_all(&stay, false));
+            }
         }
         self.tell(troubles);
         self.carry_access();
@@ -156,7 +224,6 @@ impl Nodes {
                     device = entry.served.name, node = %entry.served.node.path().display(),
                     files = entry.served.front.open_files(), "serving no more"
                 );
-                self.ends.remove(&entry.served.name);
                 self.departed.push(entry);
             } else if replace.contains(&at) {
                 ending.push(entry.served);
@@ -176,6 +243,27 @@ impl Nodes {
             .partition(|entry| entry.served.front.open_files() > 0);
         self.departed = open;
         end(closed.into_iter().map(|entry| entry.served).collect());
+    }
+
+    /// It is to be looked again when the last file of one of these nodes is closed, or of one without a name.
+    fn await_last_files(&self, waiting: &[u64]) {
+        for Entry { served, .. } in &self.entries {
+            served.closing.wait(waiting.contains(&served.id));
+        }
+        for Entry { served, .. } in &self.departed {
+            served.closing.wait(true);
+        }
+        let awaited = self
+            .entries
+            .iter()
+            .filter(|entry| waiting.contains(&entry.served.id));
+        // What was closed before we waited for it.
+        if awaited
+            .chain(&self.departed)
+            .any(|entry| entry.served.front.open_files() == 0)
+        {
+            self.roused.notify_one();
+        }
     }
 
     /// Is there a node without a name of what `key` is about, which somebody streams from?
@@ -205,7 +293,9 @@ impl Nodes {
                     .collect();
                 let is_ours = |node: &str| self.making.survival.has_channel(node);
                 let framebuffer = FbNode::of(source, &others, &is_ours)?;
-                let served = self.making.framebuffer(framebuffer.clone())?;
+                // What is wrong with it is said before there is a node.
+                let opened = self.opened(source.name(), &framebuffer)?;
+                let served = self.making.framebuffer(framebuffer.clone(), opened)?;
                 (served, Some(framebuffer))
             }
             (None, Key::Device(_)) => return Err(ServiceError::System(std::io::ErrorKind::NotFound.into())),
@@ -216,6 +306,19 @@ impl Nodes {
             served,
             framebuffer,
         })
+    }
+
+    /// What `framebuffer` shows, which the configuration calls `name`.
+    fn opened(&mut self, name: String, framebuffer: &FbNode) -> Opened {
+        let (source, options) = (framebuffer.source.clone(), self.making.options.clone());
+        let ask = move || framebuffers::make(&source, &options);
+        // One that was asked before has had its time.
+        let patience = match self.opening.begin(name.clone(), ask) {
+            true => PROMPT,
+            false => Duration::ZERO,
+        };
+        let opened = self.opening.answer(&name, Instant::now() + patience);
+        opened.unwrap_or_else(|| Err(ServiceError::Hangs(name)))
     }
 
     /// Is `node` there from a daemon before us, to go on? Else there is room for it.
@@ -293,15 +396,12 @@ impl Nodes {
         let Some(at) = self.entries.iter().position(|entry| entry.served.id == id) else {
             return;
         };
-        let Entry { served, .. } = self.entries.remove(at);
+        let Entry { key, served, .. } = self.entries.remove(at);
         tracing::error!(
             device = served.name, node = %served.node.path().display(),
             "the node has ended although nobody asked for it; the real one is untouched"
         );
-        let ends = self.ends.entry(served.name.clone()).or_default();
-        ends.retain(|ended| ended.elapsed() < WITHIN);
-        ends.push(Instant::now());
-        if ends.len() >= ENDS {
+        if self.ends.add(&key, Instant::now()) {
             tracing::error!(
                 device = served.name,
                 "its node has ended {ENDS} times within {} seconds; it is not served any more until SIGHUP or until it is \
@@ -312,24 +412,21 @@ impl Nodes {
         end(vec![served]);
     }
 
-    fn is_given_up(&self, name: &str) -> bool {
-        self.ends.get(name).is_some_and(|ends| ends.len() >= ENDS)
-    }
-
     /// What was given up is tried again.
     pub(super) fn forgive(&mut self) {
-        self.ends.clear();
+        self.ends = Ends::default();
         self.told.clear();
     }
 
-    /// When it is to be looked again although nothing was heard: soon where udev is about a device or a node is to be made
-    /// anew after its last file, and now and then where one that is wanted no more waits for its last.
+    /// Returns when there is something new to look at that only we know of.
+    pub(super) async fn roused(&self) {
+        self.roused.notified().await;
+    }
+
+    /// When it is to be looked again although nothing was heard.
     pub(super) fn pace(&self) -> Duration {
-        match self.restless {
-            true => SOON,
-            false if !self.told.is_empty() || !self.departed.is_empty() => AGAIN,
-            false => IDLE,
-        }
+        let restless = self.restless.map(|since| since.elapsed());
+        pace(restless, !self.told.is_empty())
     }
 
     /// What systemd shows of us.
@@ -367,10 +464,67 @@ impl Nodes {
     }
 }
 
+/// Soon where udev is about a device, for so long, or where one has just come or gone; not that often where that lasts, or where a
+/// device cannot be served.
+fn pace(restless: Option<Duration>, troubled: bool) -> Duration {
+    match restless {
+        Some(so_long) if so_long < SHORTLY => SOON,
+        Some(_) => AGAIN,
+        None if troubled => AGAIN,
+        None => IDLE,
+    }
+}
+
 fn name_of(wanted: &Wanted) -> String {
     match (&wanted.present, &wanted.key) {
         (Some(present), _) => present.found.path.display().to_string(),
         (None, Key::Framebuffer(source)) => source.name(),
         (None, Key::Device(_)) => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{AGAIN, Ends, IDLE, SHORTLY, SOON, WITHIN, pace};
+    use crate::config::{Choice, Way};
+    use crate::devices::Found;
+    use crate::service::plan::{How, Key, Wanted};
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn nothing_is_looked_at_ten_times_a_second_for_long() {
+        assert_eq!(pace(Some(Duration::ZERO), false), SOON);
+        assert_eq!(pace(Some(SHORTLY), false), AGAIN);
+        assert_eq!((pace(None, true), pace(None, false)), (AGAIN, IDLE));
+    }
+
+    #[test]
+    fn what_ends_too_often_is_given_up_until_it_is_plugged_in_again() {
+        let plugged = |inode| Key::Device(Found::fake("/dev/video0", (81, 0), inode).identity);
+        let wanted = |key: &Key| Wanted {
+            key: key.clone(),
+            present: None,
+            how: How {
+                way: Way::Takeover,
+                choice: Choice {
+                    adopt: false,
+                    dma_heap: false,
+                },
+            },
+        };
+        let (first, second) = (plugged(1), plugged(2));
+        let (mut ends, begin) = (Ends::default(), Instant::now());
+        let second_later = Duration::from_secs(1);
+        assert!(!ends.add(&first, begin) && !ends.add(&first, begin + second_later));
+        // The first two are long ago by then.
+        assert!(!ends.add(&first, begin + 2 * WITHIN));
+        assert!(!ends.add(&first, begin + 2 * WITHIN + second_later));
+        assert!(!ends.are_enough(&first));
+        assert!(ends.add(&first, begin + 2 * WITHIN + 2 * second_later));
+        ends.retain(&[wanted(&first)]);
+        assert!(ends.are_enough(&first) && !ends.are_enough(&second));
+        // It comes back as another device, and nothing grows.
+        ends.retain(&[wanted(&second)]);
+        assert!(!ends.are_enough(&second) && ends.0.is_empty());
     }
 }

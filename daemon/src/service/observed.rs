@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::chronicle::Chronicle;
 use super::served::Served;
 use crate::backend::framebuffer::Picture;
 use crate::frontend::fb::FbNode;
@@ -11,24 +12,37 @@ use crate::observe::model;
 use crate::session::now_us;
 
 /// The nodes as they are now: they come and go.
-#[derive(Default)]
-pub(super) struct Observed(RwLock<Arc<Nodes>>);
+pub(super) struct Observed {
+    nodes: RwLock<Arc<Nodes>>,
+    chronicle: Arc<Chronicle>,
+}
 
 impl Observed {
+    /// None so far.
+    pub(super) fn new(chronicle: Arc<Chronicle>) -> Self {
+        Self {
+            nodes: RwLock::default(),
+            chronicle,
+        }
+    }
+
     /// These nodes from now on.
     pub(super) fn show<'a>(&self, served: impl Iterator<Item = &'a Served> + Clone) {
         // Changed by one assignment: never half done.
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Nodes::new(served));
+        *self.nodes.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Nodes::new(served));
     }
 
     fn now(&self) -> Arc<Nodes> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.nodes.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl Source for Observed {
     fn status(&self) -> model::Status {
-        self.now().status()
+        model::Status {
+            survival: self.chronicle.told(),
+            ..self.now().status()
+        }
     }
 
     fn picture(&self, fb: Option<&str>) -> Result<(String, Picture), String> {
@@ -67,9 +81,9 @@ impl Nodes {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             at_us: now_us(),
-            survival: model::Survival::default(),
             devices: self.devices.iter().map(device).collect(),
             framebuffers: self.framebuffers.iter().map(framebuffer).collect(),
+            ..model::Status::default()
         }
     }
 
@@ -113,8 +127,10 @@ fn chosen(all: &[&model::Framebuffer], name: Option<&str>) -> Result<usize, Stri
 
 #[cfg(test)]
 mod tests {
-    use super::chosen;
+    use super::{Chronicle, Observed, chosen};
+    use crate::observe::control::Source;
     use crate::observe::model::Framebuffer;
+    use crate::survive::{Inheritance, Store};
 
     fn fb(node: &str, source: &str) -> Framebuffer {
         Framebuffer {
@@ -122,6 +138,16 @@ mod tests {
             source: source.to_owned(),
             ..Framebuffer::default()
         }
+    }
+
+    #[test]
+    fn the_status_tells_what_became_of_restarts() {
+        let chronicle = Chronicle::begin(&Store::none(), true, &mut Inheritance::default());
+        let observed = Observed::new(chronicle.clone());
+        chronicle.restored(3, vec!["its record is spoilt".to_owned()]);
+        let told = observed.status().survival;
+        assert_eq!((told.restored, told.given_up), (3, 1));
+        assert_eq!(told.reasons, ["its record is spoilt"]);
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub enum Blame {
     Driver,
     /// The client, whose memory does not answer.
     Client,
-    /// It waits for another task of ours, which is in a driver or in a client's memory.
+    /// It waits for another task of the same node, which is in a driver or in a client's memory.
     Another,
     /// We, as far as can be seen.
     Ourselves,
@@ -49,7 +49,7 @@ pub enum Finding {
     Slow(Task, Blame),
     /// Beyond the last one, for the first time: not our fault, so nothing can be done.
     Hangs(Task, Blame),
-    /// Beyond the last one, and no thread is in a driver or in a client's memory: it will never end.
+    /// Beyond the last one, and no thread that it may wait for is in a driver or in a client's memory: it will never end.
     Stuck(Task),
 }
 
@@ -86,14 +86,14 @@ impl Judge {
         }
     }
 
-    /// Looks at all tasks that are under way. `place` tells where a thread is, `is_held_up` whether any thread of ours is in
-    /// a driver or in a client's memory; both are asked only for what takes too long.
+    /// Looks at all tasks that are under way. `place` tells where a thread is, `is_held_up` whether any thread of ours that
+    /// tasks of that node may wait for is in a driver or in a client's memory; both are asked only for what takes too long.
     pub fn look(
         &mut self,
         now: Duration,
         tasks: &[Task],
         place: impl Fn(u32) -> Whereabouts,
-        is_held_up: impl Fn() -> bool,
+        is_held_up: impl Fn(usize) -> bool,
     ) -> Vec<Finding> {
         if self
             .last_look
@@ -113,7 +113,7 @@ impl Judge {
                 Whereabouts::Driver => Blame::Driver,
                 Whereabouts::Client => Blame::Client,
                 Whereabouts::Gone => continue,
-                Whereabouts::Lock | Whereabouts::Elsewhere if is_held_up() => Blame::Another,
+                Whereabouts::Lock | Whereabouts::Elsewhere if is_held_up(task.node) => Blame::Another,
                 Whereabouts::Lock | Whereabouts::Elsewhere | Whereabouts::Running => Blame::Ourselves,
             };
             let told = self.told.entry(*task).or_default();
@@ -171,7 +171,7 @@ mod tests {
     ) -> Vec<(u64, Finding)> {
         let mut found = Vec::new();
         for now in (begin..=end).step_by(2) {
-            let look = judge.look(Duration::from_secs(now), tasks, |_| place, || held_up);
+            let look = judge.look(Duration::from_secs(now), tasks, |_| place, |_| held_up);
             found.extend(look.into_iter().map(|finding| (now, finding)));
         }
         found
@@ -207,6 +207,29 @@ mod tests {
                 (10, Finding::Slow(waits, Blame::Another)),
                 (60, Finding::Hangs(waits, Blame::Another))
             ]
+        );
+    }
+
+    #[test]
+    fn a_call_that_hangs_on_one_device_excuses_nobody_who_waits_on_another() {
+        let of = |node| Task { node, ..task(1, 0) };
+        let mut judge = Judge::new(LIMITS);
+        let mut found = Vec::new();
+        for now in (0..=100).step_by(2) {
+            let look = judge.look(
+                Duration::from_secs(now),
+                &[of(1), of(2)],
+                |_| Whereabouts::Lock,
+                |node| node == 2,
+            );
+            found.extend(
+                look.into_iter()
+                    .filter(|finding| !matches!(finding, Finding::Slow(..))),
+            );
+        }
+        assert_eq!(
+            found,
+            [Finding::Hangs(of(2), Blame::Another), Finding::Stuck(of(1))]
         );
     }
 

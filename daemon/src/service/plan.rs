@@ -3,9 +3,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
 
 use crate::config::{Choice, Config, Kinship, Way};
-use crate::devices::{FbSource, Found, Identity, discover, names_of};
+use crate::devices::{FbSource, Found, Identity, Questions, discover, names_of};
 
 /// A real node of this machine that answers.
 #[derive(Clone, Debug)]
@@ -33,10 +37,21 @@ impl Kinship for Present {
     }
 }
 
+/// Why a device is not served that has not answered so far.
+const HANGS: &str = "its driver hangs in open or QUERYCAP; it is served as soon as that answers, and the other devices go on; to \
+                     have it sooner, unplug it or load its driver's module again";
+
+/// Driver and card.
+type Names = (String, String);
+
 /// The real nodes of this machine: each is opened once, when it is new.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Machine {
-    names: HashMap<Identity, (String, String)>,
+    names: HashMap<Identity, Names>,
+    /// Those that are being opened. A driver that hangs there hangs alone.
+    asked: Questions<Identity, io::Result<Names>>,
+    /// Those that did not say who they are when they were asked last, and why. They are asked again, and not waited for.
+    bad: HashMap<Identity, String>,
 }
 
 /// What a look at the machine has shown.
@@ -50,15 +65,38 @@ pub(super) struct Look {
 }
 
 impl Machine {
-    /// What there is now. With `after_udev`, a new device counts when udev has done with it.
+    /// Nothing was looked at. `answered` is told when a device answers that has taken its time.
+    pub(super) fn new(answered: Arc<Notify>) -> Self {
+        Self {
+            names: HashMap::new(),
+            asked: Questions::new(answered),
+            bad: HashMap::new(),
+        }
+    }
+
+    /// What there is now. With `after_udev`, a new device counts when udev has done with it. New devices may take `patience`,
+    /// all together, to say who they are.
     ///
     /// # Errors
     /// sysfs cannot be read.
-    pub(super) fn look(&mut self, after_udev: bool) -> io::Result<Look> {
-        let all = discover()?;
-        self.names
-            .retain(|identity, _| all.iter().any(|found| found.identity == *identity));
+    pub(super) fn look(&mut self, after_udev: bool, patience: Duration) -> io::Result<Look> {
+        Ok(self.look_at(discover()?, after_udev, patience, names_of))
+    }
+
+    fn look_at(
+        &mut self,
+        all: Vec<Found>,
+        after_udev: bool,
+        patience: Duration,
+        names_of: fn(&Path) -> io::Result<Names>,
+    ) -> Look {
+        let is_there = |identity: &Identity| all.iter().any(|found| found.identity == *identity);
+        self.names.retain(|identity, _| is_there(identity));
+        self.asked.retain(is_there);
+        self.bad.retain(|identity, _| is_there(identity));
         let mut look = Look::default();
+        let begun = Instant::now();
+        let mut answering = Vec::new();
         for found in all {
             let is_known = self.names.contains_key(&found.identity);
             if after_udev && !is_known && !found.is_settled() {
@@ -70,21 +108,40 @@ impl Machine {
                 look.silent.push((found, why));
                 continue;
             };
-            match self.names(&found, &real) {
-                Ok((driver, card)) => look.present.push(Present { found, driver, card }),
-                Err(error) => look.silent.push((found, format!("it does not answer ({error})"))),
+            let ask = move || names_of(&real);
+            if !is_known {
+                self.asked.begin(found.identity.clone(), ask);
             }
+            // Whoever was asked before has had that time.
+            let is_new = !self.bad.contains_key(&found.identity);
+            answering.push((found, if is_new { begun + patience } else { begun }));
         }
-        Ok(look)
+        for (found, until) in answering {
+            let why = match self.names(&found, until) {
+                Some(Ok((driver, card))) => {
+                    self.bad.remove(&found.identity);
+                    look.present.push(Present { found, driver, card });
+                    continue;
+                }
+                Some(Err(error)) => format!("it does not answer ({error})"),
+                // One that has failed before is only being asked again.
+                None => self.bad.get(&found.identity).map_or(HANGS, |why| why).to_owned(),
+            };
+            self.bad.insert(found.identity.clone(), why.clone());
+            look.silent.push((found, why));
+        }
+        look
     }
 
-    fn names(&mut self, found: &Found, real: &Path) -> io::Result<(String, String)> {
+    fn names(&mut self, found: &Found, until: Instant) -> Option<io::Result<Names>> {
         if let Some(names) = self.names.get(&found.identity) {
-            return Ok(names.clone());
+            return Some(Ok(names.clone()));
         }
-        let names = names_of(real)?;
-        self.names.insert(found.identity.clone(), names.clone());
-        Ok(names)
+        let answer = self.asked.answer(&found.identity, until)?;
+        if let Ok(names) = &answer {
+            self.names.insert(found.identity.clone(), names.clone());
+        }
+        Some(answer)
     }
 }
 
@@ -198,8 +255,16 @@ pub(super) fn difference(wanted: &[Wanted], have: &[Have]) -> Difference {
 
 #[cfg(test)]
 mod tests {
-    use super::{Difference, Have, How, Key, Wanted, difference};
+    use super::{Difference, Have, How, Key, Machine, Names, Wanted, difference};
     use crate::config::{Choice, Way};
+    use crate::devices::Found;
+    use std::io;
+    use std::path::Path;
+    use std::sync::{Arc, Mutex};
+    use std::time::{Duration, Instant};
+    use tokio::runtime::Builder;
+    use tokio::sync::Notify;
+    use tokio::time::timeout;
 
     const HOW: How = How {
         way: Way::Side,
@@ -233,6 +298,71 @@ mod tests {
             is_open: *is_open,
         });
         have.collect()
+    }
+
+    static BROKEN: Mutex<()> = Mutex::new(());
+
+    /// `/dev/zero` is broken while somebody has [`BROKEN`].
+    fn names_of(path: &Path) -> io::Result<Names> {
+        match path.to_str() {
+            Some("/dev/null") => Ok(("null".to_owned(), "sound".to_owned())),
+            Some("/dev/full") => Err(io::ErrorKind::NotConnected.into()),
+            _ => {
+                drop(BROKEN.lock());
+                Ok(("zero".to_owned(), "late".to_owned()))
+            }
+        }
+    }
+
+    #[test]
+    fn one_device_that_hangs_delays_nobody_but_itself() {
+        const SHORT: Duration = Duration::from_millis(100);
+        const LONG: Duration = Duration::from_secs(100);
+        let mut asked = 0;
+        let broken = BROKEN.lock().expect("a test");
+        let answered = Arc::new(Notify::new());
+        let mut machine = Machine::new(Arc::clone(&answered));
+        let all = vec![
+            Found::fake("/dev/zero", (1, 5), 1),
+            Found::fake("/dev/null", (1, 3), 2),
+            Found::fake("/dev/full", (1, 7), 3),
+        ];
+        let begun = Instant::now();
+        // Those that have failed are asked again, and not waited for.
+        for patience in [SHORT, LONG, LONG] {
+            let look = machine.look_at(all.clone(), false, patience, names_of);
+            let present: Vec<_> = look.present.iter().map(|present| &*present.driver).collect();
+            assert_eq!(present, ["null"]);
+            let silent: Vec<_> = look
+                .silent
+                .iter()
+                .map(|(found, why)| (found.name(), &**why))
+                .collect();
+            assert_eq!((silent[0].0, silent[1].0), ("zero", "full"));
+            assert!(
+                silent[0].1.contains("hangs") && silent[1].1.contains("does not answer"),
+                "{silent:?}"
+            );
+        }
+        assert!(begun.elapsed() < LONG, "{:?}", begun.elapsed());
+        let runtime = Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime");
+        let told = |limit| runtime.block_on(async { timeout(limit, answered.notified()).await.is_ok() });
+        // At the last look the one that fails was asked again: what it says is looked at, and does not lead to the next
+        // question by itself.
+        while told(LONG / 100) {
+            let look = machine.look_at(all.clone(), false, LONG, names_of);
+            assert_eq!(look.silent.len(), 2);
+            asked += 1;
+            assert!(asked < 3, "each look leads to the next");
+        }
+        drop(broken);
+        assert!(told(LONG), "a late answer is told of");
+        let look = machine.look_at(all, false, LONG, names_of);
+        let present: Vec<_> = look.present.iter().map(|present| &*present.card).collect();
+        assert_eq!(present, ["late", "sound"]);
     }
 
     #[test]

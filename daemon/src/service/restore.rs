@@ -18,6 +18,20 @@ pub(super) fn leave_kept(served: Vec<Served>, store: &Store) -> Vec<Served> {
     ends
 }
 
+/// So many open files are in there.
+pub(super) fn files_in(inheritance: &Inheritance) -> usize {
+    inheritance.of_kind("record").count()
+}
+
+/// What was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct GivenUp {
+    /// A node was among it, which has ended.
+    pub(super) nodes: bool,
+    /// Open files.
+    pub(super) files: usize,
+}
+
 /// The store, and what was in it when we began.
 #[derive(Debug)]
 pub(super) struct Survival {
@@ -100,10 +114,9 @@ impl Survival {
         self.inheritance().split_off(node)
     }
 
-    /// What nobody has taken so far nobody needs, but for what belongs to the nodes in `stay`. `true`: there was a node among
-    /// it, which has ended.
-    pub(super) fn give_up(&self, stay: &[String]) -> bool {
-        let ended = self.nodes().iter().any(|node| !stay.contains(node));
+    /// What nobody has taken so far nobody needs, but for what belongs to the nodes in `stay`.
+    pub(super) fn give_up(&self, stay: &[String]) -> GivenUp {
+        let nodes = self.nodes().iter().any(|node| !stay.contains(node));
         let mut inheritance = self.inheritance();
         let stays = |name: &&str| {
             let node = name.split('.').nth(1);
@@ -118,14 +131,16 @@ impl Survival {
             .into_iter()
             .filter_map(|name| inheritance.remove(&name).map(|file| (name, file)))
             .collect();
-        std::mem::replace(&mut *inheritance, kept).give_up(&self.store);
-        ended
+        let given_up = std::mem::replace(&mut *inheritance, kept);
+        let files = files_in(&given_up);
+        given_up.give_up(&self.store);
+        GivenUp { nodes, files }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Inheritance, Mutex, Store, Survival};
+    use super::{GivenUp, Inheritance, Mutex, Store, Survival};
     use std::fs::File;
 
     #[test]
@@ -135,6 +150,8 @@ mod tests {
             "device.video0.7",
             "buffer.video0.7.3",
             "channel.video64",
+            "record.video64.1",
+            "record.video64.2",
             "shim-socket",
         ];
         let file = || File::open("/dev/null").expect("a null device").into();
@@ -148,10 +165,22 @@ mod tests {
             inheritance.beginning("").map(str::to_owned).collect()
         };
         let stay = ["video0".to_owned()];
-        assert!(survival.give_up(&stay), "video64 has ended");
+        let ended = GivenUp {
+            nodes: true,
+            files: 2,
+        };
+        assert_eq!(
+            survival.give_up(&stay),
+            ended,
+            "video64 has ended, with two files"
+        );
         assert_eq!(left(), ["buffer.video0.7.3", "channel.video0", "device.video0.7"]);
-        assert!(!survival.give_up(&stay), "nothing has ended");
-        assert!(survival.give_up(&[]));
+        let nothing = GivenUp {
+            nodes: false,
+            files: 0,
+        };
+        assert_eq!(survival.give_up(&stay), nothing);
+        assert!(survival.give_up(&[]).nodes);
         assert!(left().is_empty());
     }
 }

@@ -8,12 +8,15 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::restore::Survival;
+use super::chronicle::Chronicle;
+use super::passing::{Closing, Passing};
+use super::restore::{Survival, files_in};
 use super::resuming::Resuming;
-use super::watchdog::Watchdog;
-use super::{CUSE, ServiceError, framebuffers};
+use super::watchdog::{Crew, Watchdog};
+use super::{CUSE, ServiceError};
+use crate::backend::framebuffer::Framebuffer;
 use crate::config::Choice;
 use crate::cuse::{Channel, Handler, Kernel, initialize, serve};
 use crate::devices::{FbNode, FbSource, Node, SideNode, Takeover};
@@ -40,6 +43,8 @@ pub(super) struct Served {
     pub(super) takeover: Option<Takeover>,
     /// Driver and card, of a V4L2 node.
     names: Option<(String, String)>,
+    /// Who waits for its last file.
+    pub(super) closing: Arc<Closing>,
     /// Its channel, in the store that outlives us.
     pub(super) kept: Option<Kept>,
     /// Dropped to end the thread that waits for the device.
@@ -112,6 +117,9 @@ pub(super) struct Making {
     /// Of the next node.
     pub(super) next_id: AtomicU64,
     pub(super) watchdog: Watchdog,
+    /// Told when there is something new to look at that only we know of.
+    pub(super) roused: Arc<Notify>,
+    pub(super) chronicle: Arc<Chronicle>,
 }
 
 impl Making {
@@ -136,22 +144,28 @@ impl Making {
         let shelf = kept
             .as_ref()
             .and_then(|_| Shelf::of(self.survival.store(), node_name));
-        let (handle, waiting) = device_runtime().map_err(ServiceError::System)?;
+        let crew = Crew::default();
+        let (handle, waiting) = device_runtime(&crew).map_err(ServiceError::System)?;
         let real = side.real().to_owned();
         let device = Device::new(real.clone(), options, handle.clone()).map_err(ServiceError::System)?;
         let mut left = self.survival.of_node(node_name);
         if !was_inherited {
+            self.chronicle.lost(files_in(&left), "its node had ended");
             std::mem::take(&mut left).give_up(self.survival.store());
         }
         self.count(node_name, &channel, kept.is_some(), &mut left);
         let front = VideoNode::new(device, Arc::clone(&self.shims), shelf);
         let name = real.display().to_string();
-        self.watchdog.add(&name, side.node(), &channel, Some(&handle));
+        self.watchdog
+            .add(&name, side.node(), &channel, Some(&handle), crew.clone());
         let resume = {
-            let (front, store) = (Arc::clone(&front), Arc::clone(self.survival.store()));
-            move |channel: &Arc<Channel>| !was_inherited || resume(&front, channel, left, &store)
+            let (front, again) = (Arc::clone(&front), Arc::clone(&channel));
+            let (store, chronicle) = (Arc::clone(self.survival.store()), Arc::clone(&self.chronicle));
+            move || resume(&front, &again, left, &store, &chronicle)
         };
-        let (id, server) = self.serve(channel, Arc::clone(&front), side.node(), &name, resume)?;
+        let resume = was_inherited.then_some(resume);
+        let (id, server, closing) =
+            self.serve(channel, Arc::clone(&front), side.node(), &crew, &name, resume)?;
         let served = Served {
             id,
             name,
@@ -160,6 +174,7 @@ impl Making {
             server,
             takeover,
             names: Some((side.names().0.to_owned(), side.names().1.to_owned())),
+            closing,
             kept,
             _waiting: Some(waiting),
         };
@@ -171,10 +186,13 @@ impl Making {
         }
     }
 
-    pub(super) fn framebuffer(&self, wanted: FbNode) -> Result<Served, ServiceError> {
+    /// The node `wanted`, which shows `framebuffer`.
+    pub(super) fn framebuffer(
+        &self,
+        wanted: FbNode,
+        framebuffer: Arc<dyn Framebuffer>,
+    ) -> Result<Served, ServiceError> {
         let FbNode { source, node, .. } = wanted;
-        // What is wrong with it is said before there is a node.
-        let framebuffer = framebuffers::make(&source, &self.options)?;
         // A screen of our own ends with us, and who waits for it is told so at once.
         let outlives_us = matches!(source, FbSource::Real(_));
         let node_name = &node.spec().name;
@@ -192,24 +210,28 @@ impl Making {
             .as_ref()
             .map(|_| fb::Shelf::new(self.survival.store(), node_name));
         let mut left = self.survival.of_node(node_name);
+        if !was_inherited {
+            self.chronicle.lost(files_in(&left), "its node had ended");
+            std::mem::take(&mut left).give_up(self.survival.store());
+        }
         self.count(node_name, &channel, kept.is_some(), &mut left);
+        let crew = Crew::default();
         let front = fb::FbNode::new(framebuffer, Arc::clone(&self.shims), shelf);
         let name = source.name();
-        self.watchdog.add(&name, &node, &channel, None);
+        self.watchdog.add(&name, &node, &channel, None, crew.clone());
         let resume = {
-            let (front, store) = (Arc::clone(&front), Arc::clone(self.survival.store()));
-            move |channel: &Arc<Channel>| {
-                if was_inherited {
-                    front.restore(&mut left);
-                }
+            let (front, again) = (Arc::clone(&front), Arc::clone(&channel));
+            let (store, chronicle) = (Arc::clone(self.survival.store()), Arc::clone(&self.chronicle));
+            move || {
+                let restored = front.restore(&mut left);
                 left.give_up(&store);
-                if was_inherited {
-                    ask_again(channel);
-                }
-                true
+                ask_again(&again);
+                chronicle.restored(restored.files, restored.lost);
+                !restored.sleepers_unknown
             }
         };
-        let (id, server) = self.serve(channel, Arc::clone(&front), &node, &name, resume)?;
+        let resume = was_inherited.then_some(resume);
+        let (id, server, closing) = self.serve(channel, Arc::clone(&front), &node, &crew, &name, resume)?;
         let served = Served {
             id,
             name,
@@ -218,6 +240,7 @@ impl Making {
             server,
             takeover: None,
             names: None,
+            closing,
             kept,
             _waiting: None,
         };
@@ -241,38 +264,63 @@ impl Making {
         }
     }
 
-    /// Serves `channel` on a thread of its own, which first of all goes on where a daemon before us has ended (`resume`):
-    /// a device that hangs in that must hold up no other one. It is waited for a moment. `resume` says whether everybody who
-    /// waits can be told; else only the end of the node does.
+    /// Serves `channel` on a thread of its own, which goes on with what a daemon before us has left first (`resume`): that asks
+    /// the device's driver, and one that hangs must hold up no other device. It is waited for a moment. `resume` says whether
+    /// everybody who waits can be told; else only the end of the node does.
     fn serve(
         &self,
         channel: Arc<Channel>,
-        handler: impl Handler,
+        front: impl Handler,
         node: &Node,
+        crew: &Crew,
         name: &str,
-        resume: impl FnOnce(&Arc<Channel>) -> bool + Send + 'static,
-    ) -> Result<(u64, JoinHandle<()>), ServiceError> {
+        resume: Option<impl FnOnce() -> bool + Send + 'static>,
+    ) -> Result<(u64, JoinHandle<()>, Arc<Closing>), ServiceError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let report_end = self.report_end.clone();
-        let resuming = {
-            let node = node.clone();
-            Resuming::of(name, move || node.abort())
+        let (device, crew, ends) = (name.to_owned(), crew.clone(), node.clone());
+        let end = End {
+            id,
+            report: self.report_end.clone(),
         };
-        let name = name.to_owned();
+        let closing = Arc::new(Closing::new(Arc::clone(&self.roused)));
+        let handler = Passing {
+            front,
+            closing: Arc::clone(&closing),
+            chronicle: Arc::clone(&self.chronicle),
+        };
+        let resuming = resume.is_some().then(|| Resuming::of(name, move || ends.abort()));
         let (resumed, has_resumed) = std::sync::mpsc::channel();
         let server = thread::Builder::new().name("cuse-reader".into()).spawn(move || {
-            let goes_on = resume(&channel);
-            // Nobody listens any more when it was too late.
-            let _ = resumed.send(goes_on);
-            if let Err(error) = serve(channel, handler) {
-                tracing::error!(device = name, %error, "the channel of a node broke");
+            let _end = end;
+            if let Some(resume) = resume {
+                crew.join();
+                let all_can_be_told = resume();
+                crew.leave();
+                // Nobody listens any more when it was too late.
+                let _ = resumed.send(all_can_be_told);
             }
-            // Nobody listens any more when the end was asked for.
-            let _ = report_end.send(id);
+            if let Err(error) = serve(channel, handler) {
+                tracing::error!(device, %error, "the channel of a node broke");
+            }
         });
         let server = server.map_err(ServiceError::System)?;
-        resuming.wait(has_resumed).map_err(ServiceError::System)?;
-        Ok((id, server))
+        if let Some(resuming) = resuming {
+            resuming.wait(has_resumed).map_err(ServiceError::System)?;
+        }
+        Ok((id, server, closing))
+    }
+}
+
+/// The thread that serves a node. Dropped: it has ended, also where it has met a bug.
+struct End {
+    id: u64,
+    report: mpsc::UnboundedSender<u64>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        // Nobody listens any more when the end was asked for.
+        let _ = self.report.send(self.id);
     }
 }
 
@@ -286,12 +334,19 @@ fn open(node: &Node) -> Result<(Arc<Channel>, Kernel), ServiceError> {
 
 /// Goes on where a daemon before us was ended: its files first, then the requests that it has not answered. `false`: there may
 /// be somebody whom only the end of the node wakes.
-fn resume(front: &VideoNode, channel: &Arc<Channel>, mut left: Inheritance, store: &Arc<Store>) -> bool {
-    let goes_on = front.restore(&mut left, channel.tries());
+fn resume(
+    front: &VideoNode,
+    channel: &Arc<Channel>,
+    mut left: Inheritance,
+    store: &Arc<Store>,
+    chronicle: &Chronicle,
+) -> bool {
+    let restored = front.restore(&mut left, channel.tries());
     left.give_up(store);
     ask_again(channel);
     front.wake_pollers(channel);
-    goes_on
+    chronicle.restored(restored.files, restored.lost);
+    !restored.sleepers_unknown
 }
 
 fn ask_again(channel: &Channel) {
@@ -316,8 +371,11 @@ fn granted(mut served: Served) -> Result<Served, ServiceError> {
 }
 
 /// A runtime for one device on a thread of its own: a driver that holds its lock for long delays epoll only there.
-fn device_runtime() -> io::Result<(Handle, oneshot::Sender<()>)> {
+fn device_runtime(crew: &Crew) -> io::Result<(Handle, oneshot::Sender<()>)> {
+    let (joins, leaves, waits) = (crew.clone(), crew.clone(), crew.clone());
     let runtime: Runtime = Builder::new_current_thread()
+        .on_thread_start(move || joins.join())
+        .on_thread_stop(move || leaves.leave())
         .enable_io()
         .enable_time()
         .thread_keep_alive(KEEP_ALIVE)
@@ -327,9 +385,29 @@ fn device_runtime() -> io::Result<(Handle, oneshot::Sender<()>)> {
     thread::Builder::new()
         .name("device-ready".into())
         .spawn(move || {
+            waits.join();
             // Ends with the sender: there is nothing to receive.
             drop(runtime.block_on(receiver));
             runtime.shutdown_background();
+            waits.leave();
         })?;
     Ok((handle, sender))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::End;
+    use tokio::sync::mpsc;
+
+    #[test]
+    fn the_end_of_a_thread_that_panics_is_reported_too() {
+        let (report, mut ended) = mpsc::unbounded_channel();
+        let end = End { id: 7, report };
+        let thread = std::thread::spawn(move || {
+            let _end = end;
+            panic!("a bug");
+        });
+        assert!(thread.join().is_err());
+        assert_eq!(ended.try_recv(), Ok(7));
+    }
 }

@@ -10,18 +10,21 @@
 //! - *In the device's driver.* A native program would hang there as well, and the kernel lets nobody take a thread out of a
 //!   driver. The sentence says so, and nothing is done: the other devices go on, and so does this one when the driver does.
 //! - *In a client's memory* (userfaultfd, a file system of the client's). Only that client waits. Nothing is done.
-//! - *Waiting for a lock or working without end, while no thread of ours is in a driver or in a client's memory*, three times
-//!   in a row. That is a bug of ours, and nothing will end it. The clients of that node are freed by the kernel's own switch
+//! - *Waiting for a lock or working without end, while no thread that it may wait for is in a driver or in a client's memory*,
+//!   three times in a row. It may wait for those of the same node, and for those that belong to none (the shim's); not for those
+//!   of another node, with which it shares no lock for longer than a moment, nor for one that only asks a driver something. That
+//!   is a bug of ours, and nothing will end it. The clients of that node are freed by the kernel's own switch
 //!   (`/sys/class/cuse/NAME/abort`): each of their calls ends with ECONNABORTED, and each later one with ENOTCONN. (The node
 //!   itself stands until nobody holds the channel; who inherits that finds it dead, and makes the node anew.) Where somebody
-//!   starts us again (`NOTIFY_SOCKET`) we end by SIGABRT,
-//!   which leaves a core to look at, as systemd's own watchdog would; the other nodes go on in the next daemon. Else the
-//!   other nodes matter more, and we go on without this one.
+//!   starts us again (`NOTIFY_SOCKET`) we end by SIGABRT, which leaves a core to look at, as systemd's own watchdog would; the
+//!   other nodes go on in the next daemon. Else the other nodes matter more, and we go on without this one; so they do while a
+//!   thread of ours is in a driver, for as long as that hangs no process ends, and none takes its place.
 //!
 //! `WATCHDOG=1` is sent as long as the main runtime answers within the first deadline and nothing was found to be our own
 //! fault. Where this thread itself does not run (SIGSTOP, no processor) nothing is sent, and systemd acts. A look that comes
 //! late forgives everybody the time before it: nobody could have been served.
 
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -38,7 +41,7 @@ use super::patience::{Blame, Finding, Judge, Limits, Task};
 use super::whereabouts::{self, Whereabouts};
 use crate::client::process_and_name;
 use crate::cuse::{Channel, Kind, Work, now};
-use crate::devices::Node;
+use crate::devices::{ASKING, Node};
 
 /// Time between two looks, at most.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -48,6 +51,31 @@ const RUNTIME: u64 = 0;
 /// What is looked at.
 #[derive(Clone, Debug, Default)]
 pub struct Watchdog(Arc<Mutex<Vec<Watched>>>);
+
+/// Threads that work for a node and are not at a request: those that wait for its device, that serve what is ready, that go on
+/// with what a daemon before us has left.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Crew(Arc<Mutex<HashSet<u32>>>);
+
+impl Crew {
+    /// The calling thread belongs to it from now on.
+    pub(super) fn join(&self) {
+        self.members().insert(own_number());
+    }
+
+    /// No more.
+    pub(super) fn leave(&self) {
+        self.members().remove(&own_number());
+    }
+
+    fn members(&self) -> std::sync::MutexGuard<'_, HashSet<u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn own_number() -> u32 {
+    nix::unistd::gettid().as_raw().cast_unsigned()
+}
 
 /// A node. Forgotten when its channel is.
 #[derive(Debug)]
@@ -59,11 +87,19 @@ struct Watched {
     abort: PathBuf,
     channel: Weak<Channel>,
     pulse: Option<Pulse>,
+    crew: Crew,
 }
 
 impl Watchdog {
     /// Looks after a node from now on, until its channel is gone. `name` is what it stands for; `runtime` is its device's.
-    pub(super) fn add(&self, name: &str, node: &Node, channel: &Arc<Channel>, runtime: Option<&Handle>) {
+    pub(super) fn add(
+        &self,
+        name: &str,
+        node: &Node,
+        channel: &Arc<Channel>,
+        runtime: Option<&Handle>,
+        crew: Crew,
+    ) {
         let mut nodes = self.lock();
         let number = nodes.iter().map(|node| node.number + 1).max().unwrap_or(1);
         nodes.push(Watched {
@@ -73,6 +109,7 @@ impl Watchdog {
             abort: node.abort_switch(),
             channel: Arc::downgrade(channel),
             pulse: runtime.cloned().map(Pulse::new),
+            crew,
         });
     }
 
@@ -118,7 +155,8 @@ impl Watchdog {
                 }
                 tasks.extend(node.pulse.as_mut().and_then(|pulse| pulse.beat(node.number)));
             }
-            let findings = judge.look(now(), &tasks, whereabouts::of, is_held_up);
+            let owners = owners(&tasks, &nodes);
+            let findings = judge.look(now(), &tasks, whereabouts::of, |node| is_held_up(node, &owners));
             let mut well = tasks.iter().all(|task| {
                 task.node != 0 || now().saturating_sub(task.since) < limits.slow + limits.interval
             });
@@ -150,11 +188,45 @@ fn task(node: usize, work: Work) -> Task {
     }
 }
 
-/// Is any thread of ours in a driver, or in a client's memory?
-fn is_held_up() -> bool {
-    whereabouts::threads()
-        .into_iter()
-        .any(|thread| matches!(whereabouts::of(thread), Whereabouts::Driver | Whereabouts::Client))
+/// Which thread works for which node.
+fn owners(tasks: &[Task], nodes: &[Watched]) -> HashMap<u32, usize> {
+    let crews = nodes.iter().flat_map(|node| {
+        let members: Vec<_> = node.crew.members().iter().copied().collect();
+        members.into_iter().map(|thread| (thread, node.number))
+    });
+    // Those at a request have the last word.
+    crews
+        .chain(tasks.iter().map(|task| (task.thread, task.node)))
+        .collect()
+}
+
+/// Is any thread of ours that a task of `node` may wait for in a driver, or in a client's memory?
+fn is_held_up(node: usize, owners: &HashMap<u32, usize>) -> bool {
+    whereabouts::threads().into_iter().any(|thread| {
+        matches!(whereabouts::of(thread), Whereabouts::Driver | Whereabouts::Client)
+            && may_wait_for(node, owners.get(&thread).copied())
+            && whereabouts::name(thread).as_deref() != Some(ASKING)
+    })
+}
+
+/// May a task of `node` wait for a thread that works for `owner`? The main thread (node 0) waits for all.
+fn may_wait_for(node: usize, owner: Option<usize>) -> bool {
+    node == 0 || owner.is_none_or(|owner| owner == node)
+}
+
+/// Does no thread of ours hang in a driver, from where the kernel takes none, whatever signal there is?
+fn can_end() -> bool {
+    let is_there = |thread: &u32| whereabouts::of(*thread) == Whereabouts::Driver;
+    let mut hang = whereabouts::threads();
+    for _ in 0..5 {
+        hang.retain(is_there);
+        if hang.is_empty() {
+            return true;
+        }
+        // One that is only passing is elsewhere soon.
+        thread::sleep(Duration::from_millis(100));
+    }
+    false
 }
 
 /// Tells, and does what can be done. Is it our own fault?
@@ -165,7 +237,9 @@ fn act(what: &str, finding: Finding, node: Option<&Watched>, limits: Limits) -> 
             let place = match blame {
                 Blame::Driver => "it is in the device's driver",
                 Blame::Client => "the memory of that program does not answer",
-                Blame::Another => "it waits for another call, which is in a driver or in a program's memory",
+                Blame::Another => {
+                    "it waits for another call, which is in its driver or in a program's memory"
+                }
                 Blame::Ourselves => "vidcompatd is at it",
             };
             tracing::warn!("{what} has taken {slow} s: {place}");
@@ -195,7 +269,7 @@ fn act(what: &str, finding: Finding, node: Option<&Watched>, limits: Limits) -> 
             if let Some(node) = node {
                 free(node);
             }
-            if std::env::var_os("NOTIFY_SOCKET").is_some() {
+            if std::env::var_os("NOTIFY_SOCKET").is_some() && can_end() {
                 tracing::error!("vidcompatd ends, to be started again");
                 std::process::abort();
             }
@@ -286,5 +360,36 @@ impl Pulse {
         });
         self.given = Some((task, now()));
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Crew, Task, may_wait_for, own_number, owners};
+    use std::time::Duration;
+
+    #[test]
+    fn who_waits_may_wait_for_the_same_node_and_for_nobodys_threads() {
+        assert!(may_wait_for(1, Some(1)) && may_wait_for(1, None) && may_wait_for(0, Some(2)));
+        assert!(!may_wait_for(1, Some(2)) && !may_wait_for(1, Some(0)));
+    }
+
+    #[test]
+    fn threads_belong_to_whom_they_work_for() {
+        let crew = Crew::default();
+        crew.join();
+        assert!(crew.members().contains(&own_number()));
+        let other = crew.clone();
+        std::thread::spawn(move || other.join()).join().expect("a thread");
+        assert_eq!(crew.members().len(), 2);
+        crew.leave();
+        assert_eq!(crew.members().len(), 1);
+        let task = Task {
+            node: 3,
+            id: 1,
+            thread: 77,
+            since: Duration::ZERO,
+        };
+        assert_eq!(owners(&[task], &[]).get(&77), Some(&3));
     }
 }

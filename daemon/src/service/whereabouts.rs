@@ -35,6 +35,13 @@ pub fn of(tid: u32) -> Whereabouts {
     })
 }
 
+/// What thread `tid` of this process is called.
+#[must_use]
+pub fn name(tid: u32) -> Option<String> {
+    let name = fs::read_to_string(format!("/proc/self/task/{tid}/comm")).ok()?;
+    Some(name.trim_end().to_owned())
+}
+
 /// All threads of this process.
 #[must_use]
 pub fn threads() -> Vec<u32> {
@@ -82,7 +89,7 @@ fn judge(syscall: &str, target: impl Fn(u64) -> Option<String>) -> Whereabouts {
 
 #[cfg(test)]
 mod tests {
-    use super::{Whereabouts, judge, of, threads};
+    use super::{Whereabouts, judge, name, of, threads};
     use std::sync::mpsc::channel;
     use std::time::{Duration, Instant};
 
@@ -110,13 +117,16 @@ mod tests {
     fn a_thread_that_waits_for_another_is_seen_to() {
         let (tell, told) = channel();
         let (end, ended) = channel::<()>();
-        let waiting = std::thread::spawn(move || {
+        let thread = std::thread::Builder::new().name("waits".to_owned());
+        let waiting = thread.spawn(move || {
             let tid = nix::unistd::gettid().as_raw().cast_unsigned();
             tell.send(tid).expect("a listener");
             assert!(ended.recv().is_err());
         });
+        let waiting = waiting.expect("a thread");
         let tid = told.recv().expect("its number");
         assert!(threads().contains(&tid));
+        assert_eq!(name(tid).as_deref(), Some("waits"));
         let deadline = Instant::now() + Duration::from_secs(10);
         while of(tid) != Whereabouts::Lock && Instant::now() < deadline {
             std::thread::yield_now();

@@ -3,7 +3,8 @@
  * "in the daemon: NAME: ERRNO" with 0 for success.
  *
  * With $HANG every VIDIOC_G_INPUT of the daemon never returns: HANG=lock waits for a lock that nobody gives back, HANG=driver
- * for a device that has nothing to say. */
+ * for a device that has nothing to say. With HANG=querycap every VIDIOC_QUERYCAP of the device $HANG_AT hangs until there is a
+ * file /tmp/device-answers. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -17,6 +18,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <unistd.h>
@@ -87,6 +89,16 @@ static void hang(const char *where)
 	abort();
 }
 
+/* The driver of $HANG_AT has its lock, and gives it back some day. */
+static void hang_at(int fd)
+{
+	const char *path = getenv("HANG_AT");
+	struct stat broken, asked;
+
+	if (!path || stat(path, &broken) || fstat(fd, &asked) || broken.st_rdev != asked.st_rdev) return;
+	while (access("/tmp/device-answers", F_OK)) usleep(10000);
+}
+
 int ioctl(int fd, unsigned long request, ...)
 {
 	static int (*real)(int, unsigned long, ...);
@@ -96,7 +108,11 @@ int ioctl(int fd, unsigned long request, ...)
 	va_start(arguments, request);
 	void *argument = va_arg(arguments, void *);
 	va_end(arguments);
-	if (where && (unsigned int)request == (unsigned int)VIDIOC_G_INPUT) hang(where);
+	if (where && !strcmp(where, "querycap")) {
+		if ((unsigned int)request == (unsigned int)VIDIOC_QUERYCAP) hang_at(fd);
+	} else if (where && (unsigned int)request == (unsigned int)VIDIOC_G_INPUT) {
+		hang(where);
+	}
 	if (!real) real = (int (*)(int, unsigned long, ...))dlsym(RTLD_NEXT, "ioctl");
 	return real(fd, request, argument);
 }

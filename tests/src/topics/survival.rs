@@ -112,6 +112,8 @@ fn killed(what: &str, plans: fn(&Devices) -> anyhow::Result<Vec<Plan<'_>>>) -> a
             }
         }
     }
+    kept.until_ready()?;
+    is_told(kills)?;
     for (plan, client, seen) in &mut running {
         client.close_stdin();
         plan.check(client, COUNT, seen).context("after all kills")?;
@@ -132,6 +134,34 @@ fn killed(what: &str, plans: fn(&Devices) -> anyhow::Result<Vec<Plan<'_>>>) -> a
     figure(format!(
         "{what}, {kills} kills: at most {} ms until a daemon was ready again",
         down.as_millis()
+    ));
+    Ok(())
+}
+
+/// The status tells what became of so many deaths.
+fn is_told(kills: usize) -> anyhow::Result<()> {
+    let told = status::survival()?;
+    let number = |name: &str| {
+        told[name]
+            .as_u64()
+            .with_context(|| format!("no {name} in {told}"))
+    };
+    let restarts = number("restarts")?;
+    // Who dies right when it begins has not begun.
+    ensure!(
+        told["kept_by"] == "keeper" && restarts > 0 && restarts <= kills as u64,
+        "{told} after {kills} kills"
+    );
+    let resent = number("resent")?;
+    ensure!(
+        number("restored")? > 0 && number("given_up")? == 0 && resent > 0,
+        "{told}"
+    );
+    figure(format!(
+        "status after {kills} kills: {restarts} restarts, {} files went on, {} requests repeated, the last time it took {} us",
+        number("restored")?,
+        resent,
+        number("took_us")?
     ));
     Ok(())
 }

@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use crate::client::{AT_ONCE, Client};
 use crate::daemon::{self, Daemon};
 use crate::report::figure;
+use crate::service::{CONFIG, configure, until};
 use crate::setup::{CONTIG, SPARE, Test, is_free};
 use crate::sys::{self, Pages};
 use crate::video::ours;
@@ -32,6 +33,10 @@ pub const TESTS: &[(&str, Test)] = &[
         deadlock_alone,
     ),
     ("watchdog::what_hangs_in_a_driver_is_told_and_left_alone", driver),
+    (
+        "watchdog::a_device_that_hangs_when_it_is_looked_at_hangs_alone",
+        looked_at,
+    ),
 ];
 
 /// `VIDIOC_G_INPUT`
@@ -249,5 +254,43 @@ fn driver() -> anyhow::Result<()> {
     daemon.end(Signal::SIGKILL, AT_ONCE)?;
     let (outcome, _) = told.recv_timeout(AT_ONCE)?;
     ensure!(outcome == Err(Errno::ECONNABORTED), "{outcome:?}");
+    Ok(())
+}
+
+fn looked_at() -> anyhow::Result<()> {
+    const ANSWERS: &str = "/tmp/device-answers";
+    daemon::stop_shared();
+    drop(std::fs::remove_file(ANSWERS));
+    configure("[[device]]\npath = \"/dev/video1\"\n[[device]]\npath = \"/dev/video2\"\n")?;
+    let manager = Manager::new("/tmp/watchdog-socket")?;
+    let mut environment = hanging("querycap")?;
+    environment.extend([
+        ("HANG_AT", DEVICE.to_owned()),
+        ("NOTIFY_SOCKET", manager.path.clone()),
+        ("WATCHDOG_USEC", ALLOWED.as_micros().to_string()),
+    ]);
+    let environment: Vec<_> = environment
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect();
+    let mut daemon = Daemon::start_with(&["--config", CONFIG, "--stuck-after=24"], &environment)?;
+    let (count, longest) = manager.listen(Duration::from_secs(8))?;
+    figure(format!(
+        "a device hangs in QUERYCAP: WATCHDOG=1 {count} times in 8 s, longest pause {longest:?}"
+    ));
+    ensure!(count >= 6 && longest < ALLOWED, "{count} times, {longest:?}");
+    capture(CONTIG)?;
+    let said = daemon.log();
+    let told = said
+        .lines()
+        .filter(|line| line.contains(DEVICE) && line.contains("hangs in open or QUERYCAP"));
+    ensure!(told.count() == 1, "{said}");
+    ensure!(!ours(SPARE).path().exists(), "it is served, and hangs");
+    // It answers at last, and nobody has to do anything.
+    File::create(ANSWERS)?;
+    until("it is served", || ours(SPARE).path().exists())?;
+    capture(SPARE)?;
+    daemon.end(Signal::SIGTERM, AT_ONCE)?;
+    std::fs::remove_file(ANSWERS)?;
     Ok(())
 }

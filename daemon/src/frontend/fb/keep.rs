@@ -91,8 +91,12 @@ impl Shelf {
             .ok()
     }
 
-    /// The files that a daemon before us has left, as far as they can go on.
-    pub(super) fn restore(&self, inheritance: &mut Inheritance) -> Vec<(u64, Image, OwnedFd, Keeping)> {
+    /// The files that a daemon before us has left, as far as they can go on; why the others cannot is added to `why_not`.
+    pub(super) fn restore(
+        &self,
+        inheritance: &mut Inheritance,
+        why_not: &mut Vec<String>,
+    ) -> Vec<(u64, Image, OwnedFd, Keeping)> {
         let beginning = format!("record.{}.", self.node);
         let handles: Vec<u64> = inheritance
             .beginning(&beginning)
@@ -101,6 +105,7 @@ impl Shelf {
         let one = |fh| {
             self.again(fh, inheritance)
                 .inspect_err(|lost| {
+                    why_not.push(lost.to_string());
                     tracing::warn!(
                         node = self.node, file = fh,
                         "an open file does not outlive the daemon before us ({lost}): its program is told that the device is gone"
@@ -220,7 +225,7 @@ mod tests {
             ("record.fb65.5".to_owned(), record(&image(VERSION))),
         ];
         let mut inheritance: Inheritance = files.into_iter().collect();
-        let mut again = Shelf::new(&Store::none(), "fb64").restore(&mut inheritance);
+        let mut again = Shelf::new(&Store::none(), "fb64").restore(&mut inheritance, &mut Vec::new());
         assert_eq!(again.len(), 1);
         let (fh, image, ..) = again.remove(0);
         assert_eq!(
@@ -256,8 +261,10 @@ mod tests {
                 .into_iter()
                 .filter_map(|(name, file)| Some((name.to_owned(), file?)))
                 .collect();
-            let again = Shelf::new(&Store::none(), "fb64").restore(&mut inheritance);
+            let mut why = Vec::new();
+            let again = Shelf::new(&Store::none(), "fb64").restore(&mut inheritance, &mut why);
             assert!(again.is_empty(), "{case}");
+            assert_eq!(why.len(), 1, "{case}: {why:?}");
             assert!(inheritance.get("record.fb64.5").is_none(), "{case}");
         }
     }

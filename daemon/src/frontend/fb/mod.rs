@@ -21,6 +21,7 @@ use vidcompat_proto::ioctl::fbdev;
 use vidcompat_proto::shim;
 use zerocopy::IntoBytes;
 
+use super::Restored;
 use super::shim::Shims;
 use crate::backend::framebuffer::Framebuffer;
 use crate::cuse::{Caller, ForRelease, Handler, IoctlRequest, MAX_IO, Operation, Reply, Request, Turn};
@@ -79,16 +80,25 @@ impl FbNode {
 
     /// Goes on with the files that a daemon before us has had open, before anything is read from the channel. Those that
     /// cannot go on find the device gone.
-    pub fn restore(&self, inheritance: &mut Inheritance) {
-        let Some(shelf) = &self.shelf else { return };
-        for (fh, image, descriptor, keeping) in shelf.restore(inheritance) {
+    #[must_use]
+    pub fn restore(&self, inheritance: &mut Inheritance) -> Restored {
+        let mut restored = Restored::default();
+        let Some(shelf) = &self.shelf else { return restored };
+        for (fh, image, descriptor, keeping) in shelf.restore(inheritance, &mut restored.lost) {
             match self.framebuffer.again(descriptor, image.opening.flags) {
-                Ok(behind) => self.take_over(fh, FbFile::again(behind, image, keeping)),
+                Ok(behind) => {
+                    self.take_over(fh, FbFile::again(behind, image, keeping));
+                    restored.files += 1;
+                }
                 Err(errno) => {
-                    tracing::warn!(%errno, file = fh, "an open file of a framebuffer does not go on")
+                    tracing::warn!(%errno, file = fh, "an open file of a framebuffer does not go on");
+                    restored
+                        .lost
+                        .push(format!("its framebuffer does not go on: {errno}"));
                 }
             }
         }
+        restored
     }
 
     fn take_over(&self, fh: u64, file: Arc<FbFile>) {

@@ -1,5 +1,6 @@
 //! Would a legacy program work on this V4L2 device? From what is known of it, and nothing else.
 
+use super::log::Refused;
 use super::{Finding, Level};
 
 /// What a device has.
@@ -104,6 +105,16 @@ impl Facts {
     /// Does a program that insists on USERPTR fail without us?
     pub(super) fn needs_us(&self) -> bool {
         matches!(self.memory, Memory::Known { userptr: false, .. })
+    }
+
+    /// May it be this device that has refused that, and would it do so again, since programs have no node of ours there?
+    pub(super) fn may_have(&self, refused: Refused) -> bool {
+        let is_of_this_kind = match self.memory {
+            Memory::Known { userptr, .. } => userptr == (refused == Refused::ThisPointer),
+            Memory::NoBuffers => false,
+            Memory::Busy | Memory::Denied { .. } | Memory::Hangs | Memory::Broken(_) => true,
+        };
+        is_of_this_kind && !matches!(self.ours, Ours::Answers { .. })
     }
 
     /// Where a program finds us.
@@ -211,11 +222,11 @@ impl Facts {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::Level;
     use super::{Facts, Memory, Ours};
 
-    const fn has(userptr: bool) -> Memory {
+    pub const fn has(userptr: bool) -> Memory {
         Memory::Known {
             userptr,
             mmap: true,
@@ -224,7 +235,7 @@ mod tests {
         }
     }
 
-    fn facts(memory: Memory, ours: Ours) -> Facts {
+    pub fn facts(memory: Memory, ours: Ours) -> Facts {
         Facts {
             path: "/dev/video1".to_owned(),
             name: "vivid".to_owned(),
@@ -237,7 +248,7 @@ mod tests {
         }
     }
 
-    fn path() -> String {
+    pub fn path() -> String {
         "/dev/video65".to_owned()
     }
 

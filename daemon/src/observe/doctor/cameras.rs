@@ -24,14 +24,7 @@ const SUPPORTS_DMABUF: u32 = 4;
 /// `V4L2_CAP_STREAMING`
 const STREAMING: u32 = 0x0400_0000;
 
-/// A device, and what is to be said of it.
-pub(super) struct Camera {
-    pub(super) finding: Finding,
-    /// Programs need a daemon there.
-    pub(super) needs_us: bool,
-}
-
-pub(super) fn look(machine: &Machine) -> Vec<Camera> {
+pub(super) fn look(machine: &Machine) -> Vec<Facts> {
     let cuse = cuse_nodes();
     let mut cameras = Vec::new();
     for name in names("/sys/class/video4linux") {
@@ -45,15 +38,13 @@ pub(super) fn look(machine: &Machine) -> Vec<Camera> {
         };
         cameras.push(camera(machine, &name, real, (prefix, first_minor, at), &cuse));
     }
-    if cameras.is_empty() {
-        let finding = Finding::warning("devices", "there is no V4L2 device")
-            .advise("plug one in, or load its driver's module (`modprobe vivid` makes one to try)");
-        cameras.push(Camera {
-            finding,
-            needs_us: false,
-        });
-    }
     cameras
+}
+
+/// What is to be said where there is no device.
+pub(super) fn none() -> Finding {
+    Finding::warning("devices", "there is no V4L2 device")
+        .advise("plug one in, or load its driver's module (`modprobe vivid` makes one to try)")
 }
 
 /// What the name of a node says: its kind, the first minor of ours of that kind, and its number.
@@ -70,7 +61,7 @@ fn camera(
     real: Number,
     (prefix, first_minor, at): (&str, u32, u32),
     cuse: &[(Number, PathBuf)],
-) -> Camera {
+) -> Facts {
     let path = Path::new("/dev").join(name);
     let aside = Path::new(ASIDE).join(name);
     let node = [&path, &aside]
@@ -121,7 +112,7 @@ fn camera(
         Memory::Busy => users(&[&path, &aside, &side]),
         _ => Vec::new(),
     };
-    let facts = Facts {
+    Facts {
         path: path.display().to_string(),
         name: named_as,
         memory: found,
@@ -137,10 +128,6 @@ fn camera(
         ours,
         taken_over,
         can_be_served: at < FIRST_NUMBER,
-    };
-    Camera {
-        needs_us: facts.needs_us(),
-        finding: facts.finding(),
     }
 }
 

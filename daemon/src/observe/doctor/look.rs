@@ -18,11 +18,19 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub(in crate::observe) fn patiently<T: Send + 'static>(
     look: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
+    within(PATIENCE, look)
+}
+
+/// The same, with more patience or less.
+pub(in crate::observe) fn within<T: Send + 'static>(
+    patience: Duration,
+    look: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
     let (sender, receiver) = mpsc::channel();
     thread::Builder::new()
         .spawn(move || drop(sender.send(look())))
         .ok()?;
-    receiver.recv_timeout(PATIENCE).ok()
+    receiver.recv_timeout(patience).ok()
 }
 
 /// The text of a file, without what is white around it.
@@ -118,7 +126,7 @@ pub(in crate::observe) fn device(path: &Path) -> Option<Number> {
 
 #[cfg(test)]
 mod tests {
-    use super::{named, names, number, patiently};
+    use super::{named, names, number, patiently, within};
     use crate::run::nodes::Number;
 
     #[test]
@@ -144,6 +152,10 @@ mod tests {
     #[test]
     fn who_takes_too_long_is_left_alone() {
         assert_eq!(patiently(|| 3), Some(3));
+        let (let_go, held) = std::sync::mpsc::channel::<()>();
+        let slow = within(std::time::Duration::from_millis(20), move || held.recv().is_err());
+        assert_eq!(slow, None);
+        drop(let_go);
         let users = [(3, "a".to_owned()), (4, "b".to_owned())];
         assert_eq!(named(&users), "process 3 (a), process 4 (b)");
     }

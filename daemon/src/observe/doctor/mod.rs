@@ -126,15 +126,24 @@ impl Report {
         };
         let told = match (count(Level::Problem), count(Level::Warning)) {
             (0, 0) => "A legacy program works on every device.".to_owned(),
-            (0, warnings) => format!("A legacy program works on every device ({warnings} warnings)."),
-            (problems, warnings) => {
-                format!(
-                    "A legacy program would not work everywhere ({problems} problems, {warnings} warnings)."
-                )
-            }
+            (0, warnings) => format!(
+                "A legacy program works on every device ({}).",
+                many(warnings, "warning")
+            ),
+            (problems, warnings) => format!(
+                "A legacy program would not work everywhere ({}, {}).",
+                many(problems, "problem"),
+                many(warnings, "warning")
+            ),
         };
         text + "\n" + &told + "\n"
     }
+}
+
+/// `1 warning`, `2 warnings`
+fn many(number: usize, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
 }
 
 /// What several looks need.
@@ -161,11 +170,14 @@ pub fn examine(control: &Path) -> Report {
     let mut findings = kernel::look(&machine);
     findings.extend(daemon::look(&machine));
     let cameras = cameras::look(&machine);
-    let needed = cameras.iter().any(|camera| camera.needs_us);
+    let needed = cameras.iter().any(camera::Facts::needs_us);
     findings.extend(daemon::runs(&machine, needed));
-    findings.extend(cameras.into_iter().map(|camera| camera.finding));
+    findings.extend(cameras.iter().map(camera::Facts::finding));
+    if cameras.is_empty() {
+        findings.push(cameras::none());
+    }
     findings.extend(screens::look(&machine));
-    findings.extend(log::look());
+    findings.push(log::look(&cameras));
     Report::of(findings)
 }
 
@@ -185,12 +197,12 @@ mod tests {
 ok       kernel       Linux 6.12
 warning  /dev/video0  somebody\\u{1b}[2J has it; ask again
 
-A legacy program works on every device (1 warnings).
+A legacy program works on every device (1 warning).
 ";
         assert_eq!(report.page(), expected);
         let report = Report::of([fine, vec![Finding::problem("cuse", "none")]].concat());
         assert!(!report.works);
-        assert!(report.page().ends_with("everywhere (1 problems, 1 warnings).\n"));
+        assert!(report.page().ends_with("everywhere (1 problem, 1 warning).\n"));
         let json = serde_json::to_string(&report).expect("plain data");
         assert!(
             json.contains(r#"{"level":"problem","about":"cuse","what":"none"}"#),
