@@ -60,6 +60,8 @@ const CUSE: &str = "/dev/cuse";
 const GRACE: Duration = Duration::from_secs(1);
 /// How long calls that are under way may take to end then, and drivers to answer at the beginning.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long the kernel may take to take a node away whose channel is closed.
+const PARTING: Duration = Duration::from_millis(300);
 /// How often it is looked what devices there are where nobody tells us.
 const UNHEARD: Duration = Duration::from_secs(2);
 
@@ -444,7 +446,14 @@ fn end(mut served: Vec<Served>) {
             );
         }
     }
+    let ended: Vec<PathBuf> = served
+        .iter()
+        .filter(|served| served.server.is_finished())
+        .map(|served| served.node.abort_switch())
+        .collect();
     let_go(served);
+    // Whoever comes next may want the name and the number; the keeper lets go of the channel a moment after us.
+    wait_until(PARTING, || !ended.iter().any(|switch| switch.exists()));
 }
 
 /// Closes what nodes have open, on threads of their own: that may take as long as the devices' drivers like.

@@ -380,8 +380,11 @@ fn go_while_open() -> anyhow::Result<()> {
     })?;
     let said = video.sizeimage();
     ensure!(said == Err(Errno::ENODEV), "{said:?}");
-    // It has its number until then.
+    // It has its number until then: until the daemon has closed it, too, or the cameras would change places.
     drop(video);
+    until("the node has ended", || {
+        !Path::new("/sys/class/cuse/video0").exists()
+    })?;
     plug()?;
     until("it works", || is_ours(NODE) && works(NODE).is_ok())?;
     // Served no more while a client has it open: the name is the real one's, the client goes on.
