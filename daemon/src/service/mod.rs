@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -168,6 +168,7 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
         .start(Duration::from_secs(options.stuck_after))
         .map_err(ServiceError::System)?;
     let chronicle = Chronicle::begin(survival.store(), resends, &mut survival.inheritance());
+    let all_resumed = Arc::new(OnceLock::new());
     let making = Making {
         options: device_options(&config),
         shims,
@@ -177,6 +178,7 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
         watchdog,
         roused: Arc::default(),
         chronicle: Arc::clone(&chronicle),
+        all_resumed: Arc::clone(&all_resumed),
     };
     let shown = Arc::new(Observed::new(chronicle));
     let mut service = Service {
@@ -190,6 +192,8 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
         status: String::new(),
     };
     let first = service.look();
+    // By nobody else.
+    let _ = all_resumed.set(());
     if let (true, Err(error)) = (service.config.strict && !is_heir, first) {
         end(service.nodes.into_served());
         return Err(error);

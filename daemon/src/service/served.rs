@@ -2,8 +2,8 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -120,6 +120,8 @@ pub(super) struct Making {
     /// Told when there is something new to look at that only we know of.
     pub(super) roused: Arc<Notify>,
     pub(super) chronicle: Arc<Chronicle>,
+    /// Set when every node that goes on has its files, or was waited for long enough: then requests are answered.
+    pub(super) all_resumed: Arc<OnceLock<()>>,
 }
 
 impl Making {
@@ -220,12 +222,11 @@ impl Making {
         let name = source.name();
         self.watchdog.add(&name, &node, &channel, None, crew.clone());
         let resume = {
-            let (front, again) = (Arc::clone(&front), Arc::clone(&channel));
+            let front = Arc::clone(&front);
             let (store, chronicle) = (Arc::clone(self.survival.store()), Arc::clone(&self.chronicle));
             move || {
                 let restored = front.restore(&mut left);
                 left.give_up(&store);
-                ask_again(&again);
                 chronicle.restored(restored.files, restored.lost);
                 !restored.sleepers_unknown
             }
@@ -278,6 +279,7 @@ impl Making {
     ) -> Result<(u64, JoinHandle<()>, Arc<Closing>), ServiceError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (device, crew, ends) = (name.to_owned(), crew.clone(), node.clone());
+        let all_resumed = Arc::clone(&self.all_resumed);
         let end = End {
             id,
             report: self.report_end.clone(),
@@ -298,6 +300,9 @@ impl Making {
                 crew.leave();
                 // Nobody listens any more when it was too late.
                 let _ = resumed.send(all_can_be_told);
+                // A request that each daemon dies of is not to be taken for the fault of another node's files.
+                all_resumed.wait();
+                ask_again(&channel);
             }
             if let Err(error) = serve(channel, handler) {
                 tracing::error!(device, %error, "the channel of a node broke");
@@ -332,7 +337,7 @@ fn open(node: &Node) -> Result<(Arc<Channel>, Kernel), ServiceError> {
     Ok((channel, kernel))
 }
 
-/// Goes on where a daemon before us was ended: its files first, then the requests that it has not answered. `false`: there may
+/// Goes on with the files of a daemon before us. `false`: there may
 /// be somebody whom only the end of the node wakes.
 fn resume(
     front: &VideoNode,
@@ -343,7 +348,6 @@ fn resume(
 ) -> bool {
     let restored = front.restore(&mut left, channel.tries());
     left.give_up(store);
-    ask_again(channel);
     front.wake_pollers(channel);
     chronicle.restored(restored.files, restored.lost);
     !restored.sleepers_unknown

@@ -6,12 +6,16 @@
 //! may be chance (somebody's SIGKILL), so it takes many of those ([`MOST`]); a daemon that ended by a fault of its own (SIGSEGV,
 //! SIGABRT...: whoever starts us says so) counts as half of them.
 //!
+//! Of several things that were in hand when a daemon ended by its own fault one is to blame. So the next one takes them up one
+//! at a time, over all nodes: then it is that one alone, and the others are not told of what they have not done.
+//!
 //! A request that nobody has had before costs nothing here.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -24,6 +28,9 @@ const MOST: u32 = 16;
 const FAULT: u32 = MOST / 2;
 /// Things in hand at the same time: the threads of a channel. What finds no room is not counted.
 const ROWS: usize = 128;
+
+/// How long one of those that may be to blame waits for another: that may hang, and is none of its affair.
+const TURN: Duration = Duration::from_secs(2);
 
 /// How the daemon before us has ended, in the environment: `SEGV`. The keeper sets it.
 pub const ENDED_BY: &str = "VIDCOMPAT_ENDED_BY";
@@ -67,6 +74,7 @@ struct Row {
 pub struct Tries {
     file: File,
     rows: Mutex<[Row; ROWS]>,
+    turns: &'static Turns,
     _kept: Option<Kept>,
 }
 
@@ -86,10 +94,10 @@ impl Tries {
             }
         };
         let weight = if was_fault() { FAULT } else { 1 };
-        Ok(Arc::new(Self::read(file, weight, Some(kept))))
+        Ok(Arc::new(Self::read(file, weight, Some(kept), &TURNS)))
     }
 
-    fn read(file: File, weight: u32, kept: Option<Kept>) -> Self {
+    fn read(file: File, weight: u32, kept: Option<Kept>, turns: &'static Turns) -> Self {
         let mut rows = [Row::default(); ROWS];
         if file.read_exact_at(rows.as_mut_bytes(), 0).is_err() {
             rows = [Row::default(); ROWS];
@@ -107,6 +115,7 @@ impl Tries {
         let tries = Self {
             file,
             rows: Mutex::new(rows),
+            turns,
             _kept: kept,
         };
         if was_in_hand {
@@ -118,7 +127,7 @@ impl Tries {
     /// As too many daemons that have ended over `what` leave it.
     #[cfg(test)]
     pub(crate) fn deadly(what: What) -> Arc<Self> {
-        let tries = Self::read(empty().expect("a memfd"), 1, None);
+        let tries = Self::read(empty().expect("a memfd"), 1, None, &TURNS);
         let (kind, number) = what.key();
         tries.rows()[0] = Row {
             number,
@@ -132,10 +141,15 @@ impl Tries {
     /// `what` is in hand from now on until what is returned is dropped. `None`: too many daemons have ended over it.
     pub fn take_up(&self, what: What) -> Option<Try<'_>> {
         let (kind, number) = what.key();
-        let mut rows = self.rows();
-        let known = rows
+        let is_it = |row: &Row| (row.kind, row.number) == (kind, number);
+        let may_be_to_blame = self
+            .rows()
             .iter()
-            .position(|row| (row.kind, row.number) == (kind, number));
+            .any(|row| is_it(row) && (FAULT..MOST).contains(&row.ends));
+        // Before it stands in the table: who only waits is not to blame.
+        let alone = may_be_to_blame.then(|| self.turns.take(TURN));
+        let mut rows = self.rows();
+        let known = rows.iter().position(is_it);
         let at = known.or_else(|| rows.iter().position(|row| row.kind == 0));
         if let Some(at) = at {
             let ends = if known.is_some() { rows[at].ends } else { 0 };
@@ -150,7 +164,11 @@ impl Tries {
             };
             self.write_row(&rows, at);
         }
-        Some(Try { tries: self, at })
+        Some(Try {
+            tries: self,
+            at,
+            _alone: alone.flatten(),
+        })
     }
 
     fn rows(&self) -> MutexGuard<'_, [Row; ROWS]> {
@@ -180,6 +198,51 @@ fn empty() -> io::Result<File> {
 pub struct Try<'a> {
     tries: &'a Tries,
     at: Option<usize>,
+    _alone: Option<Alone<'a>>,
+}
+
+/// Whose turn it is of all that may be to blame.
+#[derive(Debug)]
+struct Turns {
+    is_taken: Mutex<bool>,
+    is_free: Condvar,
+}
+
+/// Of this process.
+static TURNS: Turns = Turns::new();
+
+impl Turns {
+    const fn new() -> Self {
+        Self {
+            is_taken: Mutex::new(false),
+            is_free: Condvar::new(),
+        }
+    }
+
+    /// `None`: the one before takes longer than `patience`.
+    fn take(&self, patience: Duration) -> Option<Alone<'_>> {
+        let is_taken = self.is_taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut is_taken, waited) = self
+            .is_free
+            .wait_timeout_while(is_taken, patience, |is_taken| *is_taken)
+            .unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            return None;
+        }
+        *is_taken = true;
+        Some(Alone(self))
+    }
+}
+
+/// The turn of one.
+#[derive(Debug)]
+struct Alone<'a>(&'a Turns);
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        *self.0.is_taken.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.0.is_free.notify_one();
+    }
 }
 
 impl Drop for Try<'_> {
@@ -220,17 +283,24 @@ pub fn tell_end() {
 
 #[cfg(test)]
 mod tests {
-    use super::{FAULT, MOST, ROWS, Tries, What, empty};
+    use super::{FAULT, MOST, ROWS, Tries, Turns, What, empty};
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    /// Of another process.
+    fn turns() -> &'static Turns {
+        Box::leak(Box::new(Turns::new()))
+    }
 
     /// The daemon ends as it is: nothing is put away.
     fn next(tries: Tries, weight: u32) -> Tries {
         let file = tries.file.try_clone().expect("a descriptor");
         drop(tries);
-        Tries::read(file, weight, None)
+        Tries::read(file, weight, None, turns())
     }
 
     fn fresh() -> Tries {
-        Tries::read(empty().expect("a memfd"), 1, None)
+        Tries::read(empty().expect("a memfd"), 1, None, turns())
     }
 
     fn die_with(tries: Tries, what: What, weight: u32) -> Tries {
@@ -249,6 +319,40 @@ mod tests {
         assert!(tries.take_up(poison).is_none());
         assert!(tries.take_up(good).is_some());
         assert!(tries.take_up(What::File(2)).is_some(), "that is another thing");
+    }
+
+    #[test]
+    fn of_two_that_were_in_hand_when_a_fault_came_only_the_one_that_brings_it_is_given_up() {
+        let (poison, good) = (What::Request(2), What::Request(4));
+        let tries = fresh();
+        std::mem::forget(tries.take_up(good));
+        let tries = die_with(tries, poison, FAULT);
+        std::thread::scope(|scope| {
+            let first = tries.take_up(poison).expect("once more");
+            let (taken, is_taken) = channel();
+            let tries = &tries;
+            scope.spawn(move || taken.send(tries.take_up(good).is_some()));
+            assert!(
+                is_taken.recv_timeout(Duration::from_millis(50)).is_err(),
+                "it waits"
+            );
+            let known = tries
+                .rows()
+                .iter()
+                .find(|row| row.number == 4)
+                .map(|row| row.is_old);
+            assert_eq!(known, Some(1), "and is not in hand");
+            drop(first);
+            assert_eq!(is_taken.recv_timeout(Duration::from_secs(20)), Ok(true));
+        });
+        let turns = turns();
+        let taken = turns.take(Duration::ZERO).expect("nobody has it");
+        assert!(
+            turns.take(Duration::from_millis(1)).is_none(),
+            "it takes too long"
+        );
+        drop(taken);
+        assert!(turns.take(Duration::from_millis(1)).is_some());
     }
 
     #[test]
