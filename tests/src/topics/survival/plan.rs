@@ -33,7 +33,7 @@ pub struct Plan<'a> {
     pub expect: Expect,
 }
 
-/// Frames of a program that counts them; at [`RATE`] a few seconds.
+/// Frames of a program that counts them; at `RATE` a few seconds.
 pub const COUNT: usize = 60;
 /// Of one that does not live to count them, and of the next.
 pub const ENDLESS: usize = 10_000;
