@@ -20,6 +20,9 @@ const STARTTIME: usize = 22 - 3;
 /// startcode, startstack, start_brk, arg_start, env_start
 const ADDRESSES: [usize; 5] = [26 - 3, 28 - 3, 47 - 3, 48 - 3, 50 - 3];
 
+/// Threads of a process that are looked at.
+const THREADS: usize = 16;
+
 impl Identity {
     /// Of `process`, by its thread `thread`: a first thread that has ended has no address space any more.
     pub(super) fn of(process: Pid, thread: Pid) -> io::Result<Self> {
@@ -31,12 +34,14 @@ impl Identity {
         Self::parse(&leader, &thread).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// The thread of `process` that this is the identity of, the first one if it lives.
+    /// The thread of `process` that this is the identity of, the first one if it lives. All that live have one address space, so a
+    /// few tell, and a process of ten thousand holds up nobody.
     pub(super) fn thread_of(self, process: Pid) -> io::Result<Pid> {
         let threads = std::fs::read_dir(format!("/proc/{process}/task"))?;
         let threads = threads.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         std::iter::once(process)
             .chain(threads.map(Pid::from_raw))
+            .take(THREADS)
             .find(|thread| Self::of(process, *thread).is_ok_and(|found| found == self))
             .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
     }

@@ -149,7 +149,10 @@ impl Keeper {
             self.missing.get_or_insert_with(Instant::now);
             let files = self.files.len();
             let lived = ready.map(|since| since.elapsed());
-            match self.lives.died(lived, end == End::Signal(Signal::SIGKILL)) {
+            match self
+                .lives
+                .died(lived, end == End::Signal(Signal::SIGKILL), files > 0)
+            {
                 Verdict::Again(pause) => {
                     tracing::warn!(
                         files,

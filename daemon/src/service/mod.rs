@@ -34,6 +34,7 @@ use chronicle::Chronicle;
 use nodes::Nodes;
 use observed::Observed;
 use restore::{Survival, leave_kept};
+use resuming::Patience;
 use served::{Making, Served};
 use shim_socket::ShimSocket;
 use watchdog::Watchdog;
@@ -179,6 +180,7 @@ async fn serve(options: &Options) -> Result<(), ServiceError> {
         roused: Arc::default(),
         chronicle: Arc::clone(&chronicle),
         all_resumed: Arc::clone(&all_resumed),
+        patience: Patience::new(),
     };
     let shown = Arc::new(Observed::new(chronicle));
     let mut service = Service {

@@ -1,15 +1,42 @@
 //! Waiting for a node that goes on where a daemon before us has ended.
 //!
 //! What its files were is asked of the device, which may hang. So that is done on the node's own thread, and here it is only
-//! waited for: a moment by everybody, longer by somebody else, and not for ever.
+//! waited for: a moment by everybody, for all such devices together, longer by somebody else, and not for ever.
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long all other devices wait for one.
 const MOMENT: Duration = Duration::from_secs(1);
+/// How long they wait in the end for the next one when many hang: what a device takes that does not.
+const LEAST: Duration = Duration::from_millis(50);
+
+/// What is left of the time that all devices wait for those that hang.
+#[derive(Debug)]
+pub(super) struct Patience(Mutex<Duration>);
+
+impl Patience {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(2 * MOMENT))
+    }
+
+    fn moment(&self) -> Duration {
+        self.left().clamp(LEAST, MOMENT)
+    }
+
+    fn waited(&self, time: Duration) {
+        let mut left = self.left();
+        *left = left.saturating_sub(time);
+    }
+
+    fn left(&self) -> MutexGuard<'_, Duration> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// How long its own clients do.
 const SILENCE: Duration = Duration::from_secs(20);
 
@@ -37,7 +64,15 @@ impl<E: FnOnce() -> io::Result<()> + Send + 'static> Resuming<E> {
     ///
     /// # Errors
     /// No thread.
-    pub(super) fn wait(self, has_resumed: Receiver<bool>) -> io::Result<()> {
+    pub(super) fn wait(mut self, has_resumed: Receiver<bool>, patience: &Patience) -> io::Result<()> {
+        let begun = Instant::now();
+        self.moment = self.moment.min(patience.moment());
+        let outcome = self.wait_a_moment(has_resumed);
+        patience.waited(begun.elapsed());
+        outcome
+    }
+
+    fn wait_a_moment(self, has_resumed: Receiver<bool>) -> io::Result<()> {
         match has_resumed.recv_timeout(self.moment) {
             Err(RecvTimeoutError::Timeout) => {}
             outcome => {
@@ -84,7 +119,7 @@ impl<E: FnOnce() -> io::Result<()> + Send + 'static> Resuming<E> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, Resuming};
+    use super::{Duration, LEAST, MOMENT, Mutex, Patience, Resuming};
     use std::sync::mpsc::{Sender, channel};
     use std::time::Instant;
 
@@ -109,7 +144,9 @@ mod tests {
         {
             resume(resumed);
         }
-        resuming.wait(has_resumed).expect("a thread");
+        resuming
+            .wait(has_resumed, &Patience(Mutex::new(moment)))
+            .expect("a thread");
         assert!(begun.elapsed() < LONG / 2, "everybody has waited for it");
         if let (Some(resume), Some(resumed)) = (resume, resumed) {
             resume(resumed);
@@ -126,6 +163,16 @@ mod tests {
             assert_eq!(is_ended(Duration::from_millis(1), LONG, say), ends, "later");
         }
         assert!(is_ended(LONG, LONG, drop), "its thread has met a bug");
+    }
+
+    #[test]
+    fn many_that_hang_are_waited_for_no_longer_than_two() {
+        let patience = Patience::new();
+        assert_eq!(patience.moment(), MOMENT);
+        patience.waited(MOMENT + MOMENT / 2);
+        assert_eq!(patience.moment(), MOMENT / 2);
+        patience.waited(MOMENT);
+        assert_eq!(patience.moment(), LEAST);
     }
 
     #[test]

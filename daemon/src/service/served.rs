@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use super::chronicle::Chronicle;
 use super::passing::{Closing, Passing};
 use super::restore::{Survival, files_in};
-use super::resuming::Resuming;
+use super::resuming::{Patience, Resuming};
 use super::watchdog::{Crew, Watchdog};
 use super::{CUSE, ServiceError};
 use crate::backend::framebuffer::Framebuffer;
@@ -122,6 +122,8 @@ pub(super) struct Making {
     pub(super) chronicle: Arc<Chronicle>,
     /// Set when every node that goes on has its files, or was waited for long enough: then requests are answered.
     pub(super) all_resumed: Arc<OnceLock<()>>,
+    /// For devices that hang when they are to go on.
+    pub(super) patience: Patience,
 }
 
 impl Making {
@@ -222,10 +224,10 @@ impl Making {
         let name = source.name();
         self.watchdog.add(&name, &node, &channel, None, crew.clone());
         let resume = {
-            let front = Arc::clone(&front);
+            let (front, again) = (Arc::clone(&front), Arc::clone(&channel));
             let (store, chronicle) = (Arc::clone(self.survival.store()), Arc::clone(&self.chronicle));
             move || {
-                let restored = front.restore(&mut left);
+                let restored = front.restore(&mut left, again.tries());
                 left.give_up(&store);
                 chronicle.restored(restored.files, restored.lost);
                 !restored.sleepers_unknown
@@ -310,7 +312,9 @@ impl Making {
         });
         let server = server.map_err(ServiceError::System)?;
         if let Some(resuming) = resuming {
-            resuming.wait(has_resumed).map_err(ServiceError::System)?;
+            resuming
+                .wait(has_resumed, &self.patience)
+                .map_err(ServiceError::System)?;
         }
         Ok((id, server, closing))
     }

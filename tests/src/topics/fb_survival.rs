@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 
 use super::fb_ioctls::{NoConsole, Side, vfb};
-use super::survival::{Kept, random};
+use super::survival::{Kept, is_told, random};
 use crate::client::Client;
 use crate::daemon;
 use crate::report::figure;
@@ -66,6 +66,8 @@ fn drawing() -> anyhow::Result<()> {
             client.rest()
         );
     }
+    kept.until_ready()?;
+    is_told(kills)?;
     figure(format!(
         "{kills} kills under a program that draws: {}; at most {} ms until a daemon was ready again",
         ends_well(&mut client)?,

@@ -139,7 +139,7 @@ fn killed(what: &str, plans: fn(&Devices) -> anyhow::Result<Vec<Plan<'_>>>) -> a
 }
 
 /// The status tells what became of so many deaths.
-fn is_told(kills: usize) -> anyhow::Result<()> {
+pub fn is_told(kills: usize) -> anyhow::Result<()> {
     let told = status::survival()?;
     let number = |name: &str| {
         told[name]

@@ -26,7 +26,7 @@ use super::shim::Shims;
 use crate::backend::framebuffer::Framebuffer;
 use crate::cuse::{Caller, ForRelease, Handler, IoctlRequest, MAX_IO, Operation, Reply, Request, Turn};
 use crate::observe::model;
-use crate::survive::Inheritance;
+use crate::survive::{Inheritance, Tries, What};
 use file::FbFile;
 use ioctl::{Next, Round};
 pub use keep::Shelf;
@@ -81,10 +81,20 @@ impl FbNode {
     /// Goes on with the files that a daemon before us has had open, before anything is read from the channel. Those that
     /// cannot go on find the device gone.
     #[must_use]
-    pub fn restore(&self, inheritance: &mut Inheritance) -> Restored {
+    pub fn restore(&self, inheritance: &mut Inheritance, tries: Option<&Tries>) -> Restored {
         let mut restored = Restored::default();
         let Some(shelf) = &self.shelf else { return restored };
         for (fh, image, descriptor, keeping) in shelf.restore(inheritance, &mut restored.lost) {
+            let taken_up = tries.map(|tries| tries.take_up(What::File(fh)));
+            if let Some(None) = &taken_up {
+                let why = "vidcompatd has ended again and again when it was taken up";
+                tracing::warn!(
+                    file = fh,
+                    "an open file of a framebuffer does not go on: {why}; please report this"
+                );
+                restored.lost.push(why.to_owned());
+                continue;
+            }
             match self.framebuffer.again(descriptor, image.opening.flags) {
                 Ok(behind) => {
                     self.take_over(fh, FbFile::again(behind, image, keeping));

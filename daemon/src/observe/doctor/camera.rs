@@ -70,6 +70,8 @@ pub(super) struct Facts {
     pub(super) taken_over: bool,
     /// Can it have a side node?
     pub(super) can_be_served: bool,
+    /// Is there a vidcompatd?
+    pub(super) daemon_runs: bool,
 }
 
 impl Facts {
@@ -128,13 +130,16 @@ impl Facts {
     pub(super) fn finding(&self) -> Finding {
         let new =
             |level, what: String| Finding::new(level, self.path.clone(), format!("{}: {what}", self.name));
-        let serve = match self.can_be_served {
-            true => format!(
+        let serve = match (self.can_be_served, self.daemon_runs) {
+            (true, false) => {
+                "it is served when vidcompatd runs, unless the configuration says otherwise".to_owned()
+            }
+            (true, true) => format!(
                 "serve it: `[[device]]` and below it `path = \"{path}\"` in /etc/vidcompat/vidcompat.toml, then `systemctl \
                  reload vidcompatd`; or `vidcompatd --device {path}`",
                 path = self.path
             ),
-            false => "it has no number below 64, and cannot have a node beside it".to_owned(),
+            (false, _) => "it has no number below 64, and cannot have a node beside it".to_owned(),
         };
         match (&self.memory, &self.ours) {
             // Whatever the device has: who opens ours needs an answer.
@@ -245,6 +250,7 @@ pub(super) mod tests {
             ours,
             taken_over: false,
             can_be_served: true,
+            daemon_runs: true,
         }
     }
 
@@ -266,6 +272,15 @@ pub(super) mod tests {
                 .advice
                 .expect("what to do")
                 .contains("--device /dev/video1")
+        );
+        let alone = Facts {
+            daemon_runs: false,
+            ..facts(has(false), Ours::None)
+        };
+        let advice = alone.finding().advice.expect("what to do");
+        assert!(
+            advice.starts_with("it is served when vidcompatd runs"),
+            "{advice}"
         );
         assert!(facts(has(false), Ours::None).needs_us() && !facts(has(true), Ours::None).needs_us());
         assert_eq!(facts(has(true), Ours::None).finding().level, Level::Ok);

@@ -128,6 +128,7 @@ fn camera(
         ours,
         taken_over,
         can_be_served: at < FIRST_NUMBER,
+        daemon_runs: machine.daemon.is_ok() || machine.daemon_pid.is_some(),
     }
 }
 

@@ -15,6 +15,8 @@ use crate::run::preload;
 const SYS_PTRACE: u64 = 1 << 19;
 /// By what the library tells its version (client-shim/src/lib.rs).
 const NOTE: &[u8] = b"vidcompat-shim ";
+/// glibc's dynamic linkers of 32-bit programs, of which the machine has one if it runs such programs (psABI of i386, armhf).
+const LINKERS_32: [&str; 2] = ["/lib/ld-linux.so.2", "/lib/ld-linux-armhf.so.3"];
 
 /// The process of a daemon that runs, by its name.
 pub(in crate::observe) fn process() -> Option<u32> {
@@ -145,11 +147,16 @@ fn shims() -> Vec<Finding> {
                 "there is no libvidcompat.so: no MMAP and no copy-free USERPTR for programs",
             )
             .advise("install it beside this command (the package does)"),
+            None if !LINKERS_32.iter().any(|linker| Path::new(linker).exists()) => {
+                Finding::ok(about, "32-bit programs that could use one cannot run here")
+            }
             None => Finding::warning(
                 about,
                 format!("there is no libvidcompat.so for {bits}-bit programs"),
             )
-            .advise("nothing, unless such programs use MMAP; else build and install it (tests/shim --i386)"),
+            .advise(
+                "nothing, unless such programs use MMAP; else `tests/shim --i386` and `tests/package` make a package of it",
+            ),
         });
     }
     findings
