@@ -164,7 +164,10 @@ fn total() -> anyhow::Result<()> {
 }
 
 /// A client that streams from one device for as long as the other is under attack.
-struct Neighbour(Client);
+struct Neighbour {
+    client: Client,
+    said: String,
+}
 
 impl Neighbour {
     fn start() -> anyhow::Result<Self> {
@@ -174,16 +177,38 @@ impl Neighbour {
             &["-d", &path, "--stream-user=3", "--stream-count=100000"],
         )?;
         thread::sleep(Duration::from_millis(500));
-        Ok(Self(client))
+        Ok(Self {
+            client,
+            said: String::new(),
+        })
     }
 
-    /// It must still stream, and more than `frames` since it began.
-    fn end(mut self) -> anyhow::Result<usize> {
-        ensure!(!self.0.has_ended()?, "the neighbour has ended: {}", self.0.rest());
-        self.0.signal(nix::sys::signal::Signal::SIGTERM)?;
-        self.0.end(AT_ONCE)?;
-        // A sign for each frame.
-        Ok(self.0.rest().matches('<').count())
+    /// Frames of which it has told: a sign for each, a line a second.
+    fn frames(&mut self) -> usize {
+        while let Some(line) = self.client.line_if_any() {
+            self.said += &(line + "\n");
+        }
+        self.said.matches('<').count()
+    }
+
+    /// It must still stream: so many frames more.
+    fn goes_on(mut self, more: usize) -> anyhow::Result<()> {
+        let (before, begin) = (self.frames(), Instant::now());
+        while self.frames() <= before + more {
+            ensure!(
+                !self.client.has_ended()? && begin.elapsed() < 4 * AT_ONCE,
+                "the neighbour got {before} frames and then few more: {}{}",
+                self.said,
+                if self.client.has_ended()? {
+                    self.client.rest()
+                } else {
+                    String::new()
+                }
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.client.signal(nix::sys::signal::Signal::SIGTERM)?;
+        self.client.end(AT_ONCE).map(drop)
     }
 }
 
@@ -252,11 +277,9 @@ fn attack(
         gone / 1024
     ));
     // Other clients are served as before, the one that is there and a new one.
-    thread::sleep(Duration::from_millis(500));
-    let frames = neighbour
-        .end()
+    neighbour
+        .goes_on(20)
         .context("while the hostile client holds what it has")?;
-    ensure!(frames > 20, "the neighbour got {frames} frames");
     while_held(&said, &held, gone).context(said.clone())?;
     drop(hostile);
     is_free(SPARE)?;
