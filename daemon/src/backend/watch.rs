@@ -5,15 +5,21 @@
 //! wanted, and is told anew whenever that changes.
 
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::poll::PollFlags;
 use nix::sys::epoll::EpollFlags;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 
 use crate::sys::{self, Watched};
+
+/// How often a device is asked that cannot be watched at the moment: a frame comes late by no more.
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// What is waited for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -140,6 +146,7 @@ async fn run(
     registered: watch::Sender<u64>,
     served: Arc<impl Served>,
 ) {
+    let mut is_told = false;
     loop {
         let Wish { wanted: now, serial } = *wishes.borrow_and_update();
         let changed = match now.watched().map(|events| sys::register(Arc::clone(&fd), events)) {
@@ -159,16 +166,34 @@ async fn run(
             }
             Some(Err(error)) => {
                 // The device is gone or cannot be polled: whoever waits finds out by asking it.
-                tracing::warn!(%error, "a device cannot be watched");
+                if !std::mem::replace(&mut is_told, true) {
+                    tracing::warn!(%error, "a device cannot be watched");
+                }
                 registered.send_replace(serial);
                 call(&served, Readiness::New).await;
-                wishes.changed().await
+                if is_want_of(&error) {
+                    // Another client's doing, which must not let this one sleep for ever.
+                    tokio::select! {
+                        changed = wishes.changed() => changed,
+                        () = sleep(AGAIN) => Ok(()),
+                    }
+                } else {
+                    wishes.changed().await
+                }
             }
         };
         if changed.is_err() {
             return;
         }
     }
+}
+
+/// Do we only want for descriptors, watches or memory at the moment?
+fn is_want_of(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOSPC)
+    )
 }
 
 async fn until_changed(
